@@ -1,0 +1,39 @@
+# make compare: the main job on the embedded data; make test: every test; make lint. All make the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+.PHONY: install peers lint test compare benchmark lock clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock setup.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13) and "deeplearn needs Python 3.11 or 3.12; \
+	this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# What the tests and the benchmark compare with; without it those tests skip.
+peers: install
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0 || echo "no PyTorch here: the tests that compare with it skip"
+
+compare: install
+	$(RUN) -m deeplearn compare --config=experiments/digits_mlp.py --workdir=runs/compare
+
+test: install
+	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
+
+lint: install
+	$(VENV)/bin/ruff check .
+
+benchmark: peers
+	$(RUN) -m deeplearn benchmark
+
+lock:
+	uv pip compile setup.py --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --upgrade -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

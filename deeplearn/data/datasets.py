@@ -1,0 +1,149 @@
+"""Data sets by name: prepared by TFDS or by our builders, decoded once and kept as arrays."""
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from deeplearn.data.cache import cached, user_cache, writable
+from deeplearn.data.sources import Arrays, Records, Source, Subset
+from deeplearn.data.splits import Data, check, hold_out
+from deeplearn.errors import UserError, unknown
+
+BUILT = ("digits", "mnist", "fashion_mnist", "cifar10")  # builders.BUILDERS, named without importing TFDS
+IN_MEMORY = 2 * 2**30  # bytes, decoded
+
+_CACHE_FORMAT = 1
+_DECODED_AT_ONCE = 1000
+
+
+def load(
+    name: str,
+    *,
+    validation: float = 0.1,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+    image_shape: tuple[int, ...] | None = None,
+) -> Data:
+    """The labelled images of this name: examples {"image": (H, W, C) uint8, "label": () int32}.
+
+    They are looked for in the TFDS directory `data_dir`, by default `$TFDS_DATA_DIR` or
+    `~/tensorflow_datasets`, where any data set that was prepared as ArrayRecord and has an image and a label
+    feature can be loaded. Those in `BUILT` are prepared where they are not there. The test split is TFDS's
+    "test", or its "validation" where it has no test; the validation split is held out from TFDS's "train" by
+    `splits.hold_out`.
+
+    Up to `IN_MEMORY` bytes the images are decoded once, kept in a file beside the prepared data (or in the
+    user's cache directory), and returned as `Arrays`; beyond, they stay on disk and are returned as
+    `Records`.
+
+    Args:
+      name: the data set; "name/config" where TFDS has configurations.
+      validation: the fraction of the training examples that is held out.
+      data_dir: the TFDS directory.
+      manual_dir: where upstream files lie that need no download, by default `data_dir/name`.
+      image_shape: what the images' shape must be, if that matters.
+
+    Raises UserError for a name that is unknown, and for data that is absent, damaged or not as expected.
+
+    >>> data = load("digits")  # doctest: +SKIP
+    >>> len(data.train), len(data.validation), len(data.test), data.spec["image"].shape  # doctest: +SKIP
+    (1293, 144, 360, (8, 8, 1))
+    """
+    folder = _prepared(name, data_dir, manual_dir)
+    opened = functools.cache(lambda: _open(name, folder))
+    identity = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:12]
+    file = f"{name.replace('/', '-')}-{folder.name}-{identity}-arrays{_CACHE_FORMAT}.npz"
+    caches = (folder, user_cache())
+    if any((cache / file).exists() for cache in caches) or _decoded_bytes(opened()) <= IN_MEMORY:
+        arrays = cached(file, caches, lambda: _decode(opened()))
+        classes = tuple(arrays["classes"].tolist())
+        train, test = (
+            Arrays({key: arrays[f"{split}_{key}"] for key in ("image", "label")})
+            for split in ("train", "test")
+        )
+    else:
+        train, test = opened()["train"], opened()["test"]
+        classes = train.classes
+    rows, held_out = hold_out(len(train), validation)
+    return check(Data(name, _part(train, rows), _part(train, held_out), test, classes), image_shape)
+
+
+def _part(source: Source, rows: np.ndarray) -> Source:
+    return Arrays(source.__getitems__(rows)) if isinstance(source, Arrays) else Subset(source, rows)
+
+
+def _prepared(name: str, data_dir, manual_dir) -> Path:
+    """The directory of the newest version that is prepared; it is prepared first if it is ours to build."""
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    own = user_cache() / "tfds"
+    for place in (root, own):
+        versions = {}
+        for info in (place / name).glob("*/dataset_info.json"):
+            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+                versions[tuple(map(int, info.parent.name.split(".")))] = info.parent
+        if versions:
+            return versions[max(versions)]
+    if name in BUILT:
+        from deeplearn.data import builders
+
+        place = root if writable(root) else own
+        return builders.prepare(name, place, Path(manual_dir or place / name))
+    if not root.exists():
+        raise UserError(f"the data directory {root} does not exist; correct data_dir or TFDS_DATA_DIR")
+    there = {str(info.parents[1].relative_to(root)) for info in root.glob("**/[0-9]*.*.*/dataset_info.json")}
+    raise unknown("data set", name, there.union(BUILT))
+
+
+def _open(name: str, folder: Path) -> dict[str, Records]:
+    """The data set's train and test split as records."""
+    import tensorflow_datasets as tfds
+
+    try:
+        info = (builder := tfds.builder_from_directory(folder)).info
+    except (OSError, ValueError) as error:
+        remedy = "delete that directory and prepare the data set again"
+        raise UserError(f"{name}: cannot read {folder} ({str(error).splitlines()[0]}); {remedy}") from error
+    features = dict(info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"{name} has the features {', '.join(features)}; an image and a label are needed")
+    if None in image.shape:
+        raise UserError(f"{name}: its images differ in size; prepare them in one size")
+
+    def records(split: str) -> Records:
+        if split not in info.splits or info.splits[split].num_examples == 0:
+            raise UserError(f"{name}: the {split} split in {folder} is empty; prepare the data set again")
+        try:
+            source = builder.as_data_source(split)
+        except NotImplementedError as error:
+            file_format = info.file_format.value
+            remedy = 'prepare it again with file_format="array_record"'
+            raise UserError(f"{name}: {folder} is in the format {file_format}; {remedy}") from error
+        files = [(file.filename, file.take) for file in info.splits[split].file_instructions]
+        spec = jax.ShapeDtypeStruct(image.shape, image.np_dtype)
+        return Records(f"{name} {split}", source, spec, tuple(label.names), files)
+
+    test = "test" if "test" in info.splits else "validation"
+    return {"train": records("train"), "test": records(test)}
+
+
+def _decoded_bytes(splits: dict[str, Records]) -> int:
+    return sum(len(split) * (split.image.size * split.image.dtype.itemsize + 4) for split in splits.values())
+
+
+def _decode(splits: dict[str, Records]) -> dict[str, np.ndarray]:
+    """All examples, as {split_image, split_label, classes}."""
+    arrays = {"classes": np.array(splits["train"].classes)}
+    for split, records in splits.items():
+        logging.info("decoding the %d images of %s, once", len(records), records.name)
+        starts = range(0, len(records), _DECODED_AT_ONCE)
+        parts = [records.__getitems__(range(n, min(n + _DECODED_AT_ONCE, len(records)))) for n in starts]
+        for key in ("image", "label"):
+            arrays[f"{split}_{key}"] = np.concatenate([part[key] for part in parts])
+    return arrays

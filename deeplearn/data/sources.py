@@ -1,0 +1,184 @@
+"""Where examples are read from: a source gives any of its examples by their indices, stacked.
+
+A source that is in memory (`Arrays`) goes to the device whole. A larger one (`Records`) stays on disk and is
+streamed: `stream` reads, step after step, exactly the batches that a device-resident run would see.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from deeplearn.data import order
+from deeplearn.errors import UserError
+
+
+class Source(Protocol):
+    """Examples with random access: `len(source)`, and `__getitems__(indices)`, a dict of stacked arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, np.ndarray]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Examples in memory: arrays of one leading dimension.
+
+    >>> source = Arrays({"inputs": np.zeros((5, 3)), "targets": np.arange(5)})
+    >>> len(source), source.__getitems__([4, 0])["targets"].tolist()
+    (5, [4, 0])
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        return {name: array[np.asarray(indices)] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Labelled images in a prepared TFDS directory, decoded whenever they are read.
+
+    Raises UserError for a file that is gone or damaged, an image of another shape, a label out of range.
+
+    Fields:
+      name: what messages call it, such as "mnist train".
+      records: the split's `tfds.data_source`, of examples with an image and a label.
+      image: shape and dtype of every image.
+      classes: the classes' names.
+      files: path and number of examples of each file, in the order of the examples.
+    """
+
+    name: str
+    records: Any
+    image: jax.ShapeDtypeStruct
+    classes: tuple[str, ...]
+    files: Sequence[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        indices = [int(index) for index in indices]
+        images = np.empty((len(indices), *self.image.shape), self.image.dtype)
+        labels = np.empty(len(indices), np.int32)
+        for row, (index, example) in enumerate(zip(indices, self._read(indices), strict=True)):
+            if example["image"].shape != self.image.shape:
+                shapes = f"{example['image'].shape}, not {self.image.shape}"
+                raise UserError(
+                    f"{self.name}: image {index} has shape {shapes}; prepare the data set in one size"
+                )
+            images[row], labels[row] = example["image"], example["label"]
+        check_labels(self.name, labels, len(self.classes), indices)
+        return {"image": images, "label": labels}
+
+    def _read(self, indices: list[int]) -> list[dict[str, Any]]:
+        try:
+            return self.records.__getitems__(indices)
+        except Exception as error:  # whatever the reader or the decoder makes of a damaged file
+            path, index = self._first_unreadable(indices)
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            remedy = "restore the file, or delete its directory and prepare the data set again"
+            raise UserError(
+                f"{self.name}: cannot read example {index} from {path} ({cause}); {remedy}"
+            ) from error
+
+    def _first_unreadable(self, indices: list[int]) -> tuple[str, int]:
+        """Path and index of the first of these examples that cannot be read."""
+        for index in indices:
+            try:
+                self.records[index]
+            except Exception:
+                break
+        ends = np.cumsum([count for _, count in self.files])
+        return self.files[int(np.searchsorted(ends, index, side="right"))][0], index
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """The examples of another source at some `rows`, (n,) int, without reading them."""
+
+    source: Source
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        return self.source.__getitems__(self.rows[np.asarray(indices)])
+
+
+def check_labels(name: str, labels: np.ndarray, classes: int, indices: Sequence[int] | None = None) -> None:
+    """Raise UserError, naming the first label that is not in [0, classes) and its example's index."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        row = int(wrong[0])
+        index = row if indices is None else indices[row]
+        limits = f"outside 0 to {classes - 1}"
+        raise UserError(
+            f"{name}: example {index} has label {labels[row]}, {limits}; correct the data or `classes`"
+        )
+
+
+def stream(
+    source: Source,
+    key: jax.Array,
+    batch_size: int,
+    *,
+    start_step: int = 0,
+    stop_step: int = 2**31 - 1,
+    steps_per_chunk: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 8,
+    prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Chunks of batches from step `start_step` on, read by grain's threads while earlier ones are in use.
+
+    Each chunk is a dict of (steps_per_chunk, batch_size // process_count, ...) arrays, the last one shorter
+    if `stop_step` cuts it. The batch of step n holds the examples that `order.chunk_indices` gives for step
+    n, wherever the stream started, so there is no state to save; each process reads only its own contiguous
+    rows of it.
+
+    Args:
+      source: examples.
+      key: the key of their order.
+      batch_size: examples in a batch, over all processes.
+      start_step: the first batch.
+      stop_step: the batch after the last.
+      steps_per_chunk: batches in a chunk.
+      process_index: this process's number.
+      process_count: the number of processes, a divisor of `batch_size`.
+      threads: threads that read, each a batch at a time.
+      prefetch: chunks that are read ahead.
+
+    >>> source = Arrays({"x": np.arange(6)})
+    >>> chunks = list(stream(source, jax.random.key(0), 2, stop_step=3, steps_per_chunk=2))
+    >>> [chunk["x"].shape for chunk in chunks]
+    [(2, 2), (1, 2)]
+    >>> sorted(np.concatenate([chunk["x"].ravel() for chunk in chunks]).tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    import grain
+
+    if batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} does not divide by the {process_count} processes; use a multiple"
+        )
+    rows = batch_size // process_count
+    first_row = process_index * rows
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        positions = step * batch_size + first_row + np.arange(rows)
+        return source.__getitems__(order.indices(key, positions, len(source)))
+
+    ahead = prefetch * steps_per_chunk
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
+    batches = grain.MapDataset.range(start_step, stop_step).map(read).to_iter_dataset(options)
+    return iter(batches.batch(steps_per_chunk, drop_remainder=False))

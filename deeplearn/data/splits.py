@@ -1,0 +1,77 @@
+"""A data set: its three splits, how they are kept apart, and what must hold of them."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from deeplearn.data.sources import Arrays, Source, check_labels
+from deeplearn.errors import UserError, unknown
+
+
+class Data(NamedTuple):
+    """A data set, ready to learn from; no example is in two of its splits.
+
+    Fields:
+      name: its name.
+      train, validation, test: the splits.
+      classes: the classes' names, in the order of the labels; () where nothing is classified.
+    """
+
+    name: str
+    train: Source
+    validation: Source
+    test: Source
+    classes: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of one example, without the batch dimension."""
+        example = self.train.__getitems__([0])
+        return {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in example.items()}
+
+    def split(self, name: str) -> Source:
+        """The split of this name; UserError for a name that is none."""
+        if name not in SPLITS:
+            raise unknown("split", name, SPLITS)
+        return getattr(self, name)
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def hold_out(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay for training and the rows held out for validation, each ascending, of `range(size)`.
+
+    Held out are the first `round(fraction * size)` of `RandomState(0).permutation(size)`: a rule that
+    depends on nothing else, neither the run's seed nor the versions installed, so that every run is
+    validated on the same.
+
+    >>> hold_out(10, 0.2)
+    (array([0, 1, 3, 4, 5, 6, 7, 9]), array([2, 8]))
+    """
+    count = round(fraction * size)
+    if not 0 < count < size:
+        remedy = "choose a fraction that leaves both parts some"
+        raise UserError(f"a validation fraction of {fraction} of {size} examples holds out {count}; {remedy}")
+    rows = np.random.RandomState(0).permutation(size)
+    return np.sort(rows[count:]), np.sort(rows[:count])
+
+
+def check(data: Data, image_shape: tuple[int, ...] | None = None) -> Data:
+    """`data` itself, after looking: no split is empty, labels are classes, images have `image_shape` if
+    given.
+
+    Raises UserError, which names the split and the first wrong example. The labels of records on disk are
+    checked as they are read.
+    """
+    for split in SPLITS:
+        source = data.split(split)
+        if len(source) == 0:
+            raise UserError(f"{data.name}: the {split} split is empty; it needs more examples")
+        if data.classes and isinstance(source, Arrays):
+            check_labels(f"{data.name} {split}", source.arrays["label"], len(data.classes))
+    if image_shape is not None and data.spec["image"].shape != tuple(image_shape):
+        shapes = f"of shape {data.spec['image'].shape}, but {tuple(image_shape)} is expected"
+        raise UserError(f"{data.name}: images are {shapes}; choose a data set or a model that fits")
+    return data

@@ -1,0 +1,124 @@
+"""From a config to everything that a run needs."""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from deeplearn import config as configs
+from deeplearn import optimizers, schedules
+from deeplearn.errors import UserError, unknown
+from deeplearn.tasks import transformations
+
+HOME = Path(__file__).resolve().parent.parent / "experiments"
+
+
+class Target(NamedTuple):
+    """The value that a validation metric is to reach, e.g. accuracy>=0.99."""
+
+    metric: str
+    rises: bool
+    value: float
+
+    def reached(self, value: float) -> bool:
+        return value >= self.value if self.rises else value <= self.value
+
+
+class Experiment(NamedTuple):
+    """A learning problem wired to its data and its optimizer, and the budget of the run.
+
+    Fields:
+      task, data, optimizer: see deeplearn.tasks, deeplearn.data, deeplearn.optimizers.
+      model: the Flax module behind the task, for the pictures of it; None if there is none.
+      batch_size, steps, log_every, eval_every, checkpoint_every: all counted in steps of the optimizer.
+      target: a Target or None.
+      config: the config that all this came from.
+    """
+
+    task: Any
+    data: Any
+    optimizer: Any
+    model: Any
+    batch_size: int
+    steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    target: Target | None
+    config: Any
+
+
+def parse_target(text: str) -> Target | None:
+    """The target that `text` names, e.g. "accuracy>=0.99" or "loss<=0.1"; None for an empty text.
+
+    >>> parse_target("loss<=0.1")
+    Target(metric='loss', rises=False, value=0.1)
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
+    try:
+        metric, relation, value = match.groups()
+        return Target(metric, relation == ">=", float(value))
+    except (AttributeError, ValueError):
+        raise UserError(f"target {text!r} is not of the form METRIC>=NUMBER or METRIC<=NUMBER") from None
+
+
+def wire(config, task, data, model=None, optimizer=None) -> Experiment:
+    """The experiment of a config: its optimizer and schedule by name, its regularizers, its budget in steps.
+
+    `optimizer` may be an `deeplearn.optimizers.Optimizer` of one's own, in place of the config's.
+    """
+    configs.check(config)
+    size = len(data.train)
+    name, _ = optimizers.parse(config.optimizer)
+    wanted = optimizers.OPTIMIZERS[name].batch_size
+    batch_size = size if wanted == "full" else wanted or min(config.batch_size, size)
+    epoch = math.ceil(size / batch_size)
+    steps = config.steps or math.ceil(config.epochs * size / batch_size)
+    eval_every = min(config.eval_every or epoch, steps)
+    if optimizer is None:
+        optimizer = optimizers.make(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            schedule=schedules.make(config.schedule, steps, epoch),
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            ema=config.ema,
+            max_norm=config.max_norm,
+        )
+    return Experiment(
+        task=transformations.regularize(task, config.l1, config.l2),
+        data=data,
+        optimizer=optimizer,
+        model=model,
+        batch_size=batch_size,
+        steps=steps,
+        log_every=min(config.log_every, eval_every),
+        eval_every=eval_every,
+        checkpoint_every=config.checkpoint_every or eval_every,
+        target=parse_target(config.target),
+        config=config,
+    )
+
+
+def find(path: str) -> Path:
+    """The experiment file that `path` names: as it stands, or by its name among the experiments that came along."""
+    for candidate in (Path(path), HOME / Path(path).name, HOME / f"{Path(path).name}.py"):
+        if candidate.is_file():
+            return candidate
+    raise unknown("experiment", Path(path).stem, (file.stem for file in HOME.glob("[a-z]*.py")))
+
+
+def load(path: str) -> ModuleType:
+    """The module of an experiment file; UserError if it lacks `get_config` or `build`."""
+    file = find(path)
+    spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for function in ("get_config", "build"):
+        if not hasattr(module, function):
+            raise UserError(f"{path} is no experiment: it has no function {function}()")
+    return module

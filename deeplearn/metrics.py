@@ -1,0 +1,26 @@
+"""Metrics as sums and counts, so that they add up over batches, devices and processes."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Mean(NamedTuple):
+    """A mean not yet divided: `total` and `count`, scalars or arrays of one shape, float32.
+
+    >>> result({"loss": add({"loss": Mean(3.0, 2.0)}, {"loss": Mean(1.0, 2.0)})["loss"]})
+    {'loss': 1.0}
+    """
+
+    total: Any
+    count: Any
+
+
+def add(a, b):
+    """The sum of two trees of means, field by field."""
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+def result(means: dict[str, Mean]) -> dict[str, Any]:
+    """Divide: total / count for each metric; a count of 0 gives NaN for arrays."""
+    return {name: mean.total / mean.count for name, mean in means.items()}

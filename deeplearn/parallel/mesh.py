@@ -1,0 +1,108 @@
+"""The one mesh of devices that every program runs on, and how a batch lies on it.
+
+Its axes are `data` (copies of the model, the batch divided among them), `fsdp` (the batch divided too, and
+the state with it) and `tensor` (features divided). Unused axes have size 1, so one device is the mesh
+1 x 1 x 1 and takes no path of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from deeplearn import errors
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+Batch = TypeVar("Batch")
+
+
+def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that a text such as `data:2,fsdp:4` describes; an axis that it leaves out has size 1.
+
+    Size -1 is what the other axes leave; the empty text is `data:-1`, every device. A mesh of fewer devices
+    than there are takes the first of them. `devices` are all of JAX's unless given.
+
+    Raises UserError for an unknown or repeated axis, for a size that is neither a positive number nor -1, for
+    more than one -1, and for sizes that the devices do not fill.
+
+    >>> dict(parse("data:1").shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    sizes = dict.fromkeys(AXES, 1) | _sizes(text or "data:-1")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if known > count:
+        largest = max(sizes, key=sizes.get)
+        raise errors.UserError(
+            f"mesh {text} needs {known} devices, there are {count}: {largest}:-1 uses them all"
+        )
+    if -1 in sizes.values() and count % known:
+        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise errors.UserError(f"mesh {text}: {count} devices do not divide by {known}, only by {divisors}")
+    shape = tuple(count // known if size == -1 else size for size in sizes.values())
+    # Auto: placement stays outside the models and the compiler propagates it. JAX's default, Explicit, would
+    # have every model say how its arrays are divided.
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[: math.prod(shape)])
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis divided over data x fsdp: (B, ...) is (B / (data fsdp), ...) on each device."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Inside `jax.jit`, divides the leading axis of every array as `batch_sharding`; free on one device.
+
+    A step that takes its rows from a replicated data set needs this: nothing else tells the compiler to
+    divide the work, and every device would do all of it. Each then picks its own rows, with no exchange.
+    """
+    return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts a batch is divided into: data x fsdp."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError, with the nearest sizes that would do, unless data x fsdp divides the batch.
+
+    >>> check_batch_size(64, parse("data:1"))
+    """
+    parts = batch_parts(mesh)
+    if batch_size < 1 or batch_size % parts:
+        below = batch_size // parts * parts
+        nearest = " or ".join(str(size) for size in (below, below + parts) if size > 0)
+        raise errors.UserError(
+            f"batch_size {batch_size} does not divide over data x fsdp = {parts} devices: {nearest} would"
+        )
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """`axis:size,...` as a dict, each axis known and named once, each size positive or the only -1."""
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = (word.strip() for word in part.partition(":"))
+        if axis not in AXES:
+            raise errors.unknown("mesh axis", axis, AXES)
+        if axis in sizes:
+            raise errors.UserError(f"mesh {text} names {axis} twice: once is enough")
+        if size != "-1" and not (size.isdecimal() and int(size) > 0):
+            raise errors.UserError(
+                f"mesh {text}: {axis} must be a whole number from 1, or -1 for the rest, as in {axis}:2"
+            )
+        sizes[axis] = int(size)
+    if list(sizes.values()).count(-1) > 1:
+        raise errors.UserError(f"mesh {text}: only one axis can be -1, the rest of the devices")
+    return sizes

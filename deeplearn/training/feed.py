@@ -1,0 +1,86 @@
+"""How examples reach the program: resident on the device and gathered there, or streamed by the host."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deeplearn.data import order, sources, splits
+from deeplearn.parallel import mesh as meshes
+from deeplearn.training.state import ORDER
+
+EVALUATE_BLOCK = 10_000  # rows of a streamed split on the device at once
+
+
+class Feed(NamedTuple):
+    """The two halves of it: `data` on the host's side, `batch_of` inside the program.
+
+    Fields:
+      data: `(step, steps) -> data`, what the program needs for `steps` batches from `step` on.
+      batch_of: `(state, data) -> (i -> batch)`; batch i is that of step `state.step + i`.
+      blocks: `split name -> iterator of {name: (n, ...)}`, the split in as few pieces as fit.
+    """
+
+    data: Callable[[int, int], Any]
+    batch_of: Callable[[Any, Any], Callable[[Any], dict]]
+    blocks: Callable[[str], Iterator[dict]]
+
+
+def gather(batch_size: int, length: int, constrain=lambda batch: batch):
+    """The `batch_of` of data on the device, for chunks of at most `length` steps; see deeplearn.data.order."""
+
+    def batch_of(state, data):
+        size = jax.tree.leaves(data)[0].shape[0]
+        key = jax.random.fold_in(state.rng, ORDER)
+        indices = order.chunk_indices(key, state.step, length, batch_size, size)  # (length, B)
+        return lambda i: constrain({name: x[indices[i]] for name, x in data.items()})
+
+    return batch_of
+
+
+def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
+    """Every split whole on every device: an epoch costs the host nothing."""
+    whole = meshes.replicated(mesh)
+    held = {}
+
+    def on_device(split):
+        if split not in held:
+            held[split] = jax.device_put(dict(data.split(split).arrays), whole)
+        return held[split]
+
+    return Feed(
+        data=lambda step, steps: on_device("train"),
+        batch_of=gather(batch_size, length, lambda batch: meshes.constrain_batch(batch, mesh)),
+        blocks=lambda split: iter([on_device(split)]),
+    )
+
+
+def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
+    """Batches read by threads ahead of the step that wants them; each process reads its own rows only."""
+    key = jax.random.fold_in(jax.random.key(seed), ORDER)
+    rows = NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES))
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    reading = {"step": -1, "batches": iter(())}
+
+    def read(step, steps):
+        if reading["step"] != step:
+            batches = sources.stream(data.train, key, batch_size, start_step=step, **processes)
+            reading.update(step=step, batches=batches)
+        taken = [next(reading["batches"]) for _ in range(steps)]
+        reading["step"] += steps
+        stacked = {name: np.stack([batch[name] for batch in taken]) for name in taken[0]}  # (steps, B, ...)
+        return {name: jax.make_array_from_process_local_data(rows, x) for name, x in stacked.items()}
+
+    def blocks(split):
+        source = data.split(split)
+        for start in range(0, len(source), EVALUATE_BLOCK):
+            rows = range(start, min(start + EVALUATE_BLOCK, len(source)))
+            yield jax.device_put(source.__getitems__(rows), meshes.replicated(mesh))
+
+    return Feed(
+        data=read,
+        batch_of=lambda state, data: lambda i: meshes.constrain_batch({name: x[i] for name, x in data.items()}, mesh),
+        blocks=blocks,
+    )

@@ -1,0 +1,165 @@
+"""The host's side of a run: chunk after chunk, evaluations, checkpoints, and what to do when something ends it."""
+
+import math
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+from deeplearn.errors import UserError
+from deeplearn.experiment import Experiment, Target
+
+
+class Progress(NamedTuple):
+    """What the host remembers of a run; it is saved with each checkpoint, as JSON.
+
+    Fields:
+      seconds: the clock, which runs from before the first compile and stands during evaluation, checkpoints and logging.
+      best: the best value so far of the metric that chooses the checkpoint, None before the first evaluation.
+      best_step: its step.
+      stale: evaluations since then.
+      target_step, target_seconds: when validation first reached the target, None before.
+    """
+
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    target_step: int | None = None
+    target_seconds: float | None = None
+
+
+class Hooks(NamedTuple):
+    """What a run does beside computing; every one a function.
+
+    Fields:
+      log: `(step, {name: number})`, the means over the steps since the last line, and what an evaluation found.
+      save: `(step, state, progress, value)`, asynchronously; False if the state is not finite and was not saved.
+      tick: `(step, {name: number})`, after every chunk, for a progress bar.
+    """
+
+    log: Any
+    save: Any
+    tick: Any
+
+
+class Diverged(UserError):
+    """A loss or a parameter is no longer a number."""
+
+
+class Clock:
+    """Seconds of training: runs inside `running()`, and nowhere else."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    @contextmanager
+    def running(self):
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+
+@contextmanager
+def stop_signals():
+    """A threading.Event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts as usual."""
+    event = threading.Event()
+
+    def handler(number, frame):
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def next_stop(experiment: Experiment, step: int) -> int:
+    """The step at which the chunk that starts at `step` ends.
+
+    A function of the config and the step alone, so that a resumed run stops where an unbroken one does.
+    """
+    periods = (experiment.log_every, experiment.eval_every, experiment.checkpoint_every)
+    return min(experiment.steps, *((step // period + 1) * period for period in periods))
+
+
+def monitored(target: Target | None, values: dict) -> Target:
+    """The validation metric that chooses the best checkpoint: the target's, else accuracy, else the loss."""
+    if target is not None and target.metric not in values:
+        raise UserError(f"target metric {target.metric!r} is not evaluated; there are: {', '.join(sorted(values))}")
+    if target is not None:
+        return target
+    return Target("accuracy", True, math.inf) if "accuracy" in values else Target("loss", False, -math.inf)
+
+
+def judge(experiment: Experiment, progress: Progress, step: int, seconds: float, values: dict) -> Progress:
+    """The progress after an evaluation."""
+    goal = monitored(experiment.target, values)
+    value = float(values[goal.metric])
+    better = progress.best is None or (value > progress.best if goal.rises else value < progress.best)
+    if better:
+        progress = progress._replace(best=value, best_step=step, stale=0)
+    else:
+        progress = progress._replace(stale=progress.stale + 1)
+    if experiment.target and progress.target_step is None and goal.reached(value):
+        progress = progress._replace(target_step=step, target_seconds=seconds)
+    return progress
+
+
+def scalars(values: dict) -> dict[str, float]:
+    """The metrics that are numbers; arrays such as a confusion matrix belong in the final report."""
+    return {name: float(value) for name, value in values.items() if jax.numpy.ndim(value) == 0}
+
+
+def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks, learning_rate) -> tuple[Any, Progress, str]:
+    """Run from `state` to the end of the budget, or of patience, or to a signal.
+
+    Returns the state, the progress, and why it ended: "done", "early" or "signal". Raises Diverged, before anything of
+    the spoilt state is saved, when a loss or a gradient is not finite.
+    """
+    clock = Clock(progress.seconds)
+    step, saved = int(state.step), int(state.step)
+    reason = "done"
+    with stop_signals() as signalled:
+        while step < experiment.steps:
+            stop = next_stop(experiment, step)
+            with clock.running():
+                data = program.feed.data(step, stop - step)
+                state, metrics = program.chunk(state, data, stop - step)
+                metrics = jax.device_get(metrics)
+            record = {name: float(value) for name, value in metrics.items()}
+            if not all(math.isfinite(value) for value in record.values()):
+                raise Diverged(
+                    f"the loss is not finite between steps {step} and {stop}; the checkpoint of step {saved} is kept:"
+                    " a lower --config.learning_rate or --config.clip_norm=1 may help"
+                )
+            step, progress = stop, progress._replace(seconds=clock.seconds)
+            record |= {"learning_rate": float(learning_rate(state.opt_state)), "seconds": clock.seconds}
+            hooks.tick(step, record)
+
+            due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+            if step % experiment.eval_every == 0 or step == experiment.steps:
+                values = jax.device_get(program.evaluate(state, "validation"))
+                before, progress = progress, judge(experiment, progress, step, clock.seconds, values)
+                due |= progress.best_step != before.best_step
+                record |= {f"validation/{name}": value for name, value in scalars(values).items()}
+            hooks.log(step, record)
+            early = experiment.config.patience and progress.stale >= experiment.config.patience
+            if due or early or signalled.is_set():
+                value = progress.best if progress.best_step == step else None
+                if not hooks.save(step, state, progress, value):
+                    raise Diverged(f"a parameter is not finite at step {step}; the checkpoint of step {saved} is kept")
+                saved = step
+            if early or signalled.is_set():
+                reason = "early" if early else "signal"
+                break
+    return state, progress, reason

@@ -1,0 +1,33 @@
+"""The state of a run: one pytree, and nothing else changes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# What each use of a run's randomness folds into its key first: the uses never share bits.
+INIT, ORDER, STEP, EVALUATE = range(4)
+
+
+class TrainState(NamedTuple):
+    """Everything that a run is: after any step, the rest follows from it and the data.
+
+    Fields:
+      step: int32 scalar, the steps done.
+      params, model_state: the model's, float32.
+      opt_state: the optimizer's, its hyperparameters among the leaves.
+      rng: the run's key, which never changes; step n uses `fold_in` of it.
+    """
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    rng: Any
+
+
+def create(task, optimizer, seed) -> TrainState:
+    """The state before the first step; pure in `seed`, so that it can be vmapped over seeds."""
+    rng = jax.random.key(seed)
+    params, model_state = task.init(jax.random.fold_in(rng, INIT))
+    return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), rng)

@@ -1,0 +1,93 @@
+"""One step of training, and many of them in one program."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deeplearn.training.state import STEP, TrainState
+
+
+def in_parts(function, parts: int):
+    """`function` over a batch as its mean over `parts` smaller batches, one after another, in the memory of one.
+
+    function: `(params, model_state, batch, rng) -> (values, model_state)`; values are averaged, the model state
+    passes from part to part.
+    """
+    if parts == 1:
+        return function
+
+    def mean(params, model_state, batch, rng):
+        rows = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)  # (parts, B / parts, ...)
+
+        def add(i, carry):
+            total, model_state = carry
+            part = jax.tree.map(lambda x: x[i], rows)
+            values, model_state = function(params, model_state, part, jax.random.fold_in(rng, i))
+            return jax.tree.map(jnp.add, total, values), model_state
+
+        first = jax.tree.map(lambda x: x[0], rows)
+        values, model_state = function(params, model_state, first, jax.random.fold_in(rng, 0))
+        total, model_state = jax.lax.fori_loop(1, parts, add, (values, model_state))
+        return jax.tree.map(lambda x: x / parts, total), model_state
+
+    return mean
+
+
+def make_step(task, optimizer, *, accumulate: int = 1):
+    """The pure function `(state, batch) -> (state, metrics)` that one step is.
+
+    metrics: the task's, with `loss` (at the parameters before the step) and `gradient_norm`.
+    """
+
+    def value(params, model_state, batch, rng):
+        loss, (model_state, metrics) = task.loss(params, model_state, batch, rng)
+        return (loss, metrics), model_state
+
+    def value_and_gradient(params, model_state, batch, rng):
+        (loss, (model_state, metrics)), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, model_state, batch, rng)
+        return (loss, metrics, gradient), model_state
+
+    value = in_parts(value, accumulate)
+    value_and_gradient = in_parts(value_and_gradient, accumulate)
+
+    def step(state: TrainState, batch):
+        rng = jax.random.fold_in(jax.random.fold_in(state.rng, STEP), state.step)
+        args = (state.model_state, batch, rng)
+        (loss, metrics, gradient), model_state = value_and_gradient(state.params, *args)
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            state.params,
+            value=loss,
+            value_fn=lambda params: value(params, *args)[0][0],
+            grad_fn=lambda params: value_and_gradient(params, *args)[0][2],
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
+
+    return step
+
+
+def make_chunk(step, batch_of):
+    """The pure function `(state, data, steps) -> (state, metrics)` that runs `steps` steps in one program.
+
+    batch_of: `(state, data) -> (i -> batch)`, the batches from the state's step on. Metrics are means over the steps.
+    The number of steps is an argument and not a constant: one compiled program serves every length, and a run that was
+    interrupted executes the very instructions of one that was not.
+    """
+
+    def chunk(state, data, steps):
+        batch = batch_of(state, data)
+
+        def body(i, carry):
+            state, total = carry
+            state, metrics = step(state, batch(i))
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        shapes = jax.eval_shape(lambda state: step(state, batch(0))[1], state)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        state, total = jax.lax.fori_loop(0, steps, body, (state, zeros))
+        return state, jax.tree.map(lambda x: x / jnp.float32(steps), total)
+
+    return chunk

@@ -1,0 +1,35 @@
+"""A multilayer perceptron on 1,797 handwritten digits: the quick start, no download.
+
+Source: Rumelhart, Hinton and Williams 1986, Learning representations by back-propagating errors.
+Data: scikit-learn's digits (8 x 8 pixels), 80/20 train/test; a tenth of train held out for validation.
+"""
+
+from deeplearn.config import base_config, compute_dtype
+from deeplearn.data import augment, datasets
+from deeplearn.experiment import wire
+from deeplearn.models.mlp import MLP
+from deeplearn.tasks.classification import classification
+from deeplearn.tasks.transformations import preprocess
+
+
+def get_config():
+    return base_config(
+        dataset="digits",
+        features=(128, 128),
+        dropout=0.0,
+        epochs=30.0,  # accuracy is flat from about the twentieth
+        target="accuracy>=0.95",
+    )
+
+
+def build(config):
+    data = datasets.load(config.dataset, validation=0.1)
+    model = MLP(
+        features=config.features,
+        classes=len(data.classes),
+        dropout=config.dropout,
+        dtype=compute_dtype(config),
+        remat=config.remat,
+    )
+    task = preprocess(classification(model, data.spec["image"].shape, len(data.classes)), augment.scale(-1.0, 1.0))
+    return wire(config, task, data, model)

@@ -1,0 +1,41 @@
+"""The classic small convolutional network on MNIST.
+
+Two blocks of 3 x 3 convolution, ReLU and 2 x 2 max pooling (32 and 64 channels), then a hidden layer of 128.
+Source: LeCun, Bottou, Bengio and Haffner 1998, Gradient-based learning applied to document recognition, section II.
+Data: MNIST, pixels to [-1, 1]; a tenth of the 60,000 training images held out for validation.
+"""
+
+from deeplearn.config import base_config, compute_dtype
+from deeplearn.data import augment, datasets
+from deeplearn.experiment import wire
+from deeplearn.models.cnn import CNN
+from deeplearn.tasks.classification import classification
+from deeplearn.tasks.transformations import preprocess
+
+
+def get_config():
+    return base_config(
+        dataset="mnist",
+        channels=(32, 64),
+        hidden=128,
+        dropout=0.0,
+        learning_rate=0.001,
+        batch_size=64,
+        epochs=10.0,
+        log_every=200,
+        target="accuracy>=0.99",
+    )
+
+
+def build(config):
+    data = datasets.load(config.dataset, validation=0.1)
+    model = CNN(
+        channels=config.channels,
+        hidden=config.hidden,
+        classes=len(data.classes),
+        dropout=config.dropout,
+        dtype=compute_dtype(config),
+        remat=config.remat,
+    )
+    task = preprocess(classification(model, data.spec["image"].shape, len(data.classes)), augment.scale(-1.0, 1.0))
+    return wire(config, task, data, model)

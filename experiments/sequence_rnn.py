@@ -1,0 +1,32 @@
+"""A recurrent network that predicts the next value of a sequence.
+
+Source: Elman 1990, Finding structure in time.
+Data: 1,000 synthetic sequences of 10 values, split 70/15/15; the error of repeating the last value stands beside the
+model's as baseline_loss.
+"""
+
+from deeplearn.config import base_config, compute_dtype
+from deeplearn.data.synthetic import sequences
+from deeplearn.experiment import wire
+from deeplearn.models.rnn import SequenceRNN
+from deeplearn.tasks.regression import regression
+
+
+def get_config():
+    return base_config(
+        cell="rnn",
+        hidden=32,
+        learning_rate=0.001,
+        batch_size=32,
+        epochs=10.0,
+        target="loss<=0.02",
+    )
+
+
+def build(config):
+    data = sequences()
+    model = SequenceRNN(
+        features=config.hidden, cell=config.cell, outputs=1, dtype=compute_dtype(config), remat=config.remat
+    )
+    task = regression(model, data.spec["inputs"].shape, baseline=lambda inputs: inputs[:, -1])
+    return wire(config, task, data, model)

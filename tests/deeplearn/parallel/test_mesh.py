@@ -1,0 +1,131 @@
+"""The mesh that a text describes, its errors, and how a batch lies on it. There are eight devices."""
+
+import collections
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+
+from deeplearn.errors import UserError
+from deeplearn.parallel import mesh, processes
+
+
+@pytest.mark.parametrize(
+    "text, shape",
+    [
+        ("", (8, 1, 1)),
+        ("data:-1", (8, 1, 1)),
+        ("data:1", (1, 1, 1)),
+        ("fsdp:8", (1, 8, 1)),
+        ("fsdp:-1", (1, 8, 1)),
+        ("data:2,fsdp:4", (2, 4, 1)),
+        ("fsdp:4,data:2", (2, 4, 1)),
+        ("data:-1,tensor:2", (4, 1, 2)),
+        (" data:2, fsdp: 2 ,tensor:-1", (2, 2, 2)),
+        ("data:-1,tensor:8", (1, 1, 8)),
+        ("data:3", (3, 1, 1)),
+    ],
+)
+def test_parse(text, shape):
+    m = mesh.parse(text)
+    assert m.axis_names == ("data", "fsdp", "tensor")
+    assert m.devices.shape == shape
+    assert m.axis_types == (AxisType.Auto,) * 3
+    assert {d.id for d in m.devices.flat} == {d.id for d in jax.devices()[: math.prod(shape)]}
+
+
+@pytest.mark.parametrize(
+    "text, devices, message",
+    [
+        ("dta:8", 8, "unknown mesh axis 'dta'; did you mean data?"),
+        ("8", 8, "unknown mesh axis '8'"),
+        ("data:2,", 8, "unknown mesh axis ''; there are: data, fsdp, tensor"),
+        ("data:two", 8, "data:two: data must be a whole number from 1, or -1 for the rest, as in data:2"),
+        ("data", 8, "mesh data: data must be a whole number"),
+        ("data:2.0", 8, "mesh data:2.0: data must be a whole number"),
+        ("data:0", 8, "mesh data:0: data must be a whole number from 1"),
+        ("fsdp:-2", 8, "mesh fsdp:-2: fsdp must be a whole number from 1"),
+        ("data:2,data:4", 8, "names data twice"),
+        ("data:-1,fsdp:-1", 8, "only one axis can be -1"),
+        ("data:16", 8, "mesh data:16 needs 16 devices, there are 8: data:-1 uses them all"),
+        ("data:3", 1, "mesh data:3 needs 3 devices, there are 1: data:-1 uses them all"),
+        ("data:2,tensor:8", 8, "needs 16 devices, there are 8: tensor:-1 uses them all"),
+        ("data:-1,tensor:16", 8, "needs 16 devices, there are 8: tensor:-1 uses them all"),
+        ("data:-1,tensor:3", 8, "mesh data:-1,tensor:3: 8 devices do not divide by 3, only by 1, 2, 4, 8"),
+    ],
+)
+def test_a_wrong_mesh_names_its_remedy(text, devices, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        mesh.parse(text, jax.devices()[:devices])
+    assert "\n" not in str(error.value)
+
+
+@given(st.tuples(*[st.sampled_from([-1, 1, 2, 3, 4, 5, 8])] * 3))
+def test_a_mesh_fills_its_sizes_or_is_refused(sizes):
+    text = ",".join(f"{axis}:{size}" for axis, size in zip(mesh.AXES, sizes, strict=True))
+    known = math.prod(abs(size) for size in sizes)
+    possible = sizes.count(-1) <= 1 and known <= 8 and (-1 not in sizes or 8 % known == 0)
+    if not possible:
+        with pytest.raises(UserError):
+            mesh.parse(text)
+        return
+    shape = mesh.parse(text).devices.shape
+    assert all(got == size for got, size in zip(shape, sizes, strict=True) if size != -1)
+    assert math.prod(shape) == (8 if -1 in sizes else known)
+
+
+@pytest.mark.parametrize(
+    "text, size, nearest",
+    [
+        ("data:1", 7, None),
+        ("data:8", 64, None),
+        ("data:4,tensor:2", 4, None),
+        ("data:8", 60, "batch_size 60 does not divide over data x fsdp = 8 devices: 56 or 64 would"),
+        ("data:2,fsdp:4", 12, "= 8 devices: 8 or 16 would"),
+        ("fsdp:2,tensor:4", 1, "= 2 devices: 2 would"),
+        ("data:8", 0, "= 8 devices: 8 would"),
+    ],
+)
+def test_check_batch_size(text, size, nearest):
+    if nearest is None:
+        mesh.check_batch_size(size, mesh.parse(text))
+    else:
+        with pytest.raises(UserError, match=re.escape(nearest)):
+            mesh.check_batch_size(size, mesh.parse(text))
+
+
+@pytest.mark.parametrize(
+    "text, rows", [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4)]
+)
+def test_a_batch_is_divided_by_rows(text, rows):
+    m = mesh.parse(text)
+    batch = {"image": np.arange(96.0).reshape(16, 3, 2), "label": np.arange(16)}
+    placed = jax.device_put(batch, mesh.batch_sharding(m))
+    constrained = jax.jit(lambda b: mesh.constrain_batch(b, m))(jax.device_put(batch, mesh.replicated(m)))
+    for tree in (placed, constrained):
+        assert tree["image"].addressable_shards[0].data.shape == (rows, 3, 2)
+        assert tree["label"].addressable_shards[0].data.shape == (rows,)
+        jax.tree.map(np.testing.assert_array_equal, tree, batch)
+
+
+def test_a_constraint_is_free_on_one_device():
+    m = mesh.parse("data:1")
+
+    def instructions(f):
+        text = jax.jit(f).lower(jnp.ones((16, 4))).compile().as_text()
+        return collections.Counter(re.findall(r" = \S+ ([\w-]+)\(", text))
+
+    plain, constrained = (lambda x: jnp.tanh(x) @ x.T), (lambda x: jnp.tanh(mesh.constrain_batch(x, m)) @ x.T)
+    assert instructions(plain) == instructions(constrained)
+
+
+def test_the_main_process_is_the_first(monkeypatch):
+    assert processes.is_main()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert not processes.is_main()
