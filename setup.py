@@ -8,7 +8,7 @@ setup(
     description="Deep learning in JAX and Flax: every model a pure function, every optimizer comparable on every model",
     license="Apache-2.0",
     packages=find_packages(include=["deeplearn*", "experiments*", "kernels*"]),
-    package_data={"deeplearn.data": ["checksums/*.tsv"]},
+    package_data={"deeplearn.data": ["checksums.tsv"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=2.3,<3",
@@ -24,6 +24,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<14",
+        "requests>=2.32,<3",  # the data sets' downloads
         "scikit-learn>=1.6,<2",  # the embedded digits
         "tensorboardX>=2.6.4,<3",  # event files without TensorFlow
         "tensorflow-datasets>=4.9.10,<4.10",

@@ -34,7 +34,7 @@ class Spec(NamedTuple):
 class Plateau(NamedTuple):
     """A schedule that watches the training loss: an `optax.schedules.StatefulSchedule`.
 
-    Whenever the loss, averaged over `window` steps, has for `patience` windows not fallen below its best by the
+    When the loss, averaged over `window` steps, has for `patience` windows not fallen below its best by the
     fraction `tolerance`, it multiplies by `factor`, down to `final`, and rests for `cooldown` windows.
     """
 
@@ -161,7 +161,7 @@ def make(text: str, steps: int, steps_per_epoch: int = 1) -> Callable[[jax.Array
     defaults = {"warmup": 0.0, **entry.settings}
     values = {**defaults, **spec.settings("schedule", name, given, defaults)}
     for key, value in values.items():
-        above = value > 0 or value == defaults[key]
+        above = value > 0 or (value == 0 and (key == "warmup" or defaults[key] == 0))
         below = value < 1 or key in entry.times or isinstance(value, int)
         if not (above and below):
             raise UserError(f"schedule {name}: {key}={value} is out of range; e.g. {key}={defaults[key]:.3g}")

@@ -1,6 +1,7 @@
 """What the commands share: a config's experiment, and the ways of JAX that every run wants."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -19,3 +20,55 @@ def build(path: str, config):
     from deeplearn import experiment
 
     return experiment.load(path).build(config)
+
+
+def make_workdir(path: str) -> Path:
+    """The directory at `path`, made if need be."""
+    from deeplearn.errors import UserError
+
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {path}: {error.strerror}; choose another --workdir") from error
+    return Path(path)
+
+
+def config_path() -> str:
+    """The experiment's file, as --config names it."""
+    from absl import flags
+
+    return flags.FLAGS["config"].config_filename
+
+
+def command() -> list[str]:
+    """The command line, in the form that everyone can repeat."""
+    return ["python", "-m", "deeplearn", *sys.argv[1:]]
+
+
+def config_of(written: dict):
+    """The config in a manifest, with the types of its experiment's own."""
+    from deeplearn import experiment
+
+    config = experiment.load(written["experiment"]).get_config()
+    for name, value in written["config"].items():
+        config[name] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def describe(values: dict, classes=()) -> str:
+    """Metrics a line each, accuracy by class behind its class."""
+    lines = [f"  {name:20} {float(value):.4f}" for name, value in sorted(values.items()) if value.ndim == 0]
+    if "class_accuracy" in values:
+        each = values["class_accuracy"]
+        lines += [f"  {f'accuracy, {name}':20} {float(value):.4f}" for name, value in zip(classes, each, strict=True)]
+    return "\n".join(lines)
+
+
+def progress(label: str):
+    """`(done, total)`, which rewrites one line of a terminal; silent elsewhere."""
+
+    def report(done, total):
+        if sys.stdout.isatty():
+            print(f"\r{label} {100 * done // total:3} %", end="", flush=True)
+
+    return report

@@ -6,7 +6,7 @@ The same command goes on where a run was stopped or killed, and ends with the sa
 """
 
 import contextlib
-import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,35 +15,78 @@ from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's file; --config.FIELD=VALUE sets a field")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory: checkpoints, logs and pictures")
-PROFILE = flags.DEFINE_bool("profile", False, "write a trace of a few chunks to WORKDIR/profile")
+PROFILE = flags.DEFINE_bool("profile", False, "write a trace of three chunks to WORKDIR/profile")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main() -> int:
+def main() -> None:
     from deeplearn.commands import runs
+    from deeplearn.training import manifest
 
     runs.prepare_jax()
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
-    path = flags.FLAGS["config"].config_filename
-    return run(path, config, workdir, profile=PROFILE.value)
+    path, config, workdir = runs.config_path(), CONFIG.value, Path(WORKDIR.value)
+    manifest.check_same(workdir, config.to_dict())
+    experiment = runs.build(path, config)
+    with manifest.lock(workdir):
+        manifest.write(workdir, config.to_dict(), path, runs.command())
+        train(experiment, workdir)
 
 
-def run(path: str, config, workdir: Path, profile: bool = False) -> int:
-    """Train the experiment of the file at `path` in `workdir`; the status to exit with."""
+def train(experiment, workdir: Path) -> None:
+    """Run the experiment in its workdir, say how it went, and draw the pictures."""
+    from deeplearn.training import checkpoints, logs, loop, program, report
+
+    compiled = program.build(experiment)
+    with contextlib.ExitStack() as stack:
+        manager = checkpoints.open(workdir / "checkpoints", mode="max")
+        stack.callback(checkpoints.close, manager)
+        restored = checkpoints.restore_latest(manager, compiled.abstract)
+        state, progress = compiled.init(), loop.Progress()
+        if restored:
+            state, progress = restored.state, loop.Progress(**restored.metadata)
+            print(f"going on from the checkpoint of step {restored.step:,} of {experiment.steps:,}", file=sys.stderr)
+        else:
+            report.before(workdir, experiment, state)
+        start = restored.step if restored else None
+        log = logs.open_logs(workdir, start)
+        stack.callback(log.close)
+        bar = logs.progress(experiment.steps, experiment.batch_size, start or 0)
+        stack.callback(bar.close)
+        tick = profiled(workdir / "profile", stack, bar.tick) if PROFILE.value else bar.tick
+
+        def write(step, record):
+            log.write(step, record)
+            if any(name.startswith("validation/") for name in record):
+                bar.note(step, record)
+
+        def save(step, state, progress, score):
+            return checkpoints.save(manager, step, state, progress._asdict(), score)
+
+        state, progress, reason = loop.train(experiment, compiled, state, progress, loop.Hooks(write, save, tick))
+        if reason == "signal":
+            bar.close()
+            again = shlex.join(["python", "-m", "deeplearn", *sys.argv[1:]])
+            print(f"stopped at step {int(state.step):,}, saved; to go on: {again}", file=sys.stderr)
+            return
+        best = checkpoints.restore_best(manager, compiled.abstract) or checkpoints.Restored(state, {}, int(state.step))
+        bar.close()
+        print(report.after(workdir, experiment, compiled, best, progress, reason))
+
+
+def profiled(directory: Path, stack: contextlib.ExitStack, tick):
+    """`tick`, which also traces the program from the end of the first chunk, its compilation over, to the fourth's."""
     import jax
 
-    from deeplearn import optimizers
-    from deeplearn.commands import pictures, runs
-    from deeplearn.parallel import placement, processes
-    from deeplearn.training import checkpoints, logs, loop, manifest
-    from deeplearn.training import program as programs
+    trace, ticks = contextlib.ExitStack(), 0
+    stack.callback(trace.close)
 
-    experiment = runs.build(path, config)
-    program = programs.build(experiment)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with manifest.lock(workdir):
-        manifest.check_same(workdir, config.to_dict())
-        manifest.write(workdir, config=config.to_dict(), experiment=path, command=sys.argv)
-        with contextlib.closing(checkpoints.open(workdir / "checkpoints")) as saved:
-            ...
-    return 0
+    def traced(step, record):
+        nonlocal ticks
+        tick(step, record)
+        ticks += 1
+        if ticks == 1:
+            trace.enter_context(jax.profiler.trace(str(directory)))
+        if ticks == 4:
+            trace.close()
+
+    return traced

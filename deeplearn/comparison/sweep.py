@@ -1,6 +1,7 @@
 """All learning rates and seeds of one optimizer as one compiled program."""
 
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ from deeplearn import metrics, optimizers
 from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
-from deeplearn.training import evaluation, step
-from deeplearn.training.state import create
+from deeplearn.training import evaluation, feed, step
+from deeplearn.training.state import TrainState, begin
 
 
 class Sweep(NamedTuple):
@@ -52,47 +53,60 @@ def sweep(name: str, experiment: Experiment, learning_rates, seeds, report=lambd
     if not isinstance(train, sources.Arrays):
         raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
     rates, seeds = (np.ravel(x) for x in np.meshgrid(learning_rates, seeds, indexing="ij"))  # (R,)
+    size = len(train)
     lanes, task, optimizer = len(rates), experiment.task, experiment.optimizer
 
-    def init(seed, rate):
-        state = create(task, optimizer, seed)
-        return state._replace(opt_state=optimizer.init(state.params, {"learning_rate": rate}))
-
-    def evaluate(state, arrays):
-        params = optimizer.evaluation_params(state.opt_state, state.params)
-        means = evaluation.make_evaluate(task, min(500, len(experiment.data.validation)))(
-            params, state.model_state, state.rng, arrays
-        )
-        return {name: value for name, value in metrics.result(means).items() if value.ndim == 0}
-
-    train_step = step.make_step(task, optimizer, accumulate=experiment.config.accumulate)
-    chunk = step.make_chunk(train_step, step.resident(experiment.batch_size, experiment.eval_every))
-    arrays = jax.device_put(dict(train.arrays))
+    rows = partial(feed.indices, batch_size=experiment.batch_size, length=experiment.eval_every, size=size)
+    train = jax.device_put(dict(train.arrays))
     validation = jax.device_put(dict(experiment.data.validation.arrays))
 
-    start = time.perf_counter()
-    state = jax.jit(jax.vmap(init))(jnp.asarray(seeds, jnp.int32), jnp.asarray(rates, jnp.float32))
-    run = jax.jit(jax.vmap(chunk, in_axes=(0, None, None)), donate_argnums=0).lower(state, arrays, 1).compile()
-    measure = jax.jit(jax.vmap(evaluate, in_axes=(0, None))).lower(state, validation).compile()
-    compile_seconds = time.perf_counter() - start
+    def batch_of(state, data):
+        arrays, indices = data
+        return lambda i: {name: x[indices[i]] for name, x in arrays.items()}
 
-    done, elapsed, rows = 0, 0.0, []
+    def init(rate, params, model_state, rng):
+        return TrainState(jnp.int32(0), params, model_state, optimizer.init(params, {"learning_rate": rate}), rng)
+
+    def measure(params, model_state, rng, arrays):
+        values = metrics.result(evaluation.make_evaluate(task)(params, model_state, rng, arrays))
+        return {name: value for name, value in values.items() if value.ndim == 0}
+
+    chunk = step.make_chunk(step.make_step(task, optimizer, accumulate=experiment.config.accumulate), batch_of)
+    evaluated = evaluation.make_evaluated(task, optimizer, batch_of, min(evaluation.REFRESH, experiment.eval_every))
+    # What does not depend on the optimizer is a program of its own: compiled for the first, it serves the others.
+    data_axes = (None, 0)
+    each_start = jax.jit(jax.vmap(partial(begin, task)))
+    each_rows = jax.jit(jax.vmap(rows, in_axes=(0, None)))
+    each_measure = jax.jit(jax.vmap(measure, in_axes=(0, 0, 0, None)))
+    each_chunk = jax.jit(jax.vmap(chunk, in_axes=(0, data_axes, None)), donate_argnums=0)
+
+    started = time.perf_counter()
+    states = jax.vmap(init)(jnp.asarray(rates, jnp.float32), *each_start(jnp.asarray(seeds, jnp.int32)))
+    refresh = evaluation.needs_refresh(optimizer, jax.tree.map(lambda x: x[0], states))
+    each_evaluated = jax.jit(jax.vmap(evaluated, in_axes=(0, data_axes if refresh else None)))
+    indices = each_rows(states.rng, 0)
+    run = each_chunk.lower(states, (train, indices), 1).compile()
+    compile_seconds = time.perf_counter() - started
+
+    done, elapsed, lines = 0, 0.0, []
     while done < experiment.steps:
         steps = min(experiment.eval_every, experiment.steps - done)
-        start = time.perf_counter()
-        state, trained = jax.block_until_ready(run(state, arrays, steps))
-        elapsed += time.perf_counter() - start
+        started = time.perf_counter()
+        data = (train, each_rows(states.rng, done))
+        states, trained = jax.block_until_ready(run(states, data, steps))
+        elapsed += time.perf_counter() - started
         done += steps
-        found = {f"validation/{name}": value for name, value in measure(state, validation).items()}
-        rows.append((done, elapsed / lanes, jax.device_get({**trained, **found})))
+        params, model_state = each_evaluated(states, data if refresh else None)
+        found = {f"validation/{key}": x for key, x in each_measure(params, model_state, states.rng, validation).items()}
+        lines.append((done, elapsed / lanes, jax.device_get({**trained, **found})))
         report(done, experiment.steps)
-    steps, seconds, values = zip(*rows, strict=True)
+    steps, seconds, values = zip(*lines, strict=True)
     return Sweep(
         optimizer=name,
         learning_rates=rates,
         seeds=seeds,
         steps=np.array(steps),
-        epochs=np.array(steps) * experiment.batch_size / len(train),
+        epochs=np.array(steps) * experiment.batch_size / size,
         seconds=np.array(seconds),
         curves={name: np.stack([row[name] for row in values], axis=1) for name in values[0]},
         compile_seconds=compile_seconds,

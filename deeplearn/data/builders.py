@@ -9,7 +9,6 @@ import gzip
 import inspect
 import io
 import pickle
-import struct
 import sys
 import tarfile
 from pathlib import Path, PurePath
@@ -163,9 +162,9 @@ BUILDERS = {builder.name: builder for builder in (Digits, Mnist, FashionMnist, C
 def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
     """Write the data set into its TFDS directory under `data_dir`, and return that directory.
 
-    Upstream files that lie in `manual_dir`, by default `data_dir/name`, are not downloaded. All are checked
-    against `checksums.tsv`. Raises UserError, which says what to put where, for a file that cannot be had or
-    is not the right one, and for a directory that cannot be written.
+    Upstream files that lie in `manual_dir`, by default `data_dir/name`, are not downloaded. All are checked against
+    `checksums.tsv`. Raises UserError, which says what to put where, for a file that cannot be had or is not the right
+    one, and for a directory that cannot be written.
     """
     manual_dir = manual_dir or data_dir / name
     builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
@@ -186,9 +185,9 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
 
 
 def fetch(dl_manager, files, mirrors) -> dict[str, Path]:
-    """The path of each file: in the manual directory, or downloaded from the first mirror that works."""
+    """The path of each file: in the manual directory, or downloaded from the first mirror that has the right one."""
     absent = missing(dl_manager, files)
-    failures = []
+    failures, wrong = [], None
     for mirror in mirrors:
         try:
             if absent:
@@ -198,7 +197,9 @@ def fetch(dl_manager, files, mirrors) -> dict[str, Path]:
             return dl_manager.download({file: mirror + file for file in files})
         except (requests.RequestException, tfds.download.DownloadError) as error:
             failures.append(f"{mirror}: {type(error).__name__}")
-    raise tfds.download.DownloadError(f"cannot download {', '.join(absent)} ({', '.join(failures)})")
+        except NonMatchingChecksumError as error:
+            wrong = error
+    raise wrong or tfds.download.DownloadError(f"cannot download {', '.join(absent)} ({', '.join(failures)})")
 
 
 def missing(dl_manager, files) -> list[str]:
@@ -222,10 +223,10 @@ def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in a gzipped file of MNIST's idx format: zeros, type, rank, big-endian sizes, bytes."""
     with gzip.open(path) as file:
         content = file.read()
-    zeros, kind, rank = struct.unpack(">HBB", content[:4])
+    kind, rank = content[:3], content[3]
     start = 4 + 4 * rank
-    shape = struct.unpack(f">{rank}I", content[4:start])
-    if (zeros, kind) != (0, 8) or len(content) != start + np.prod(shape):
+    shape = np.frombuffer(content[4:start], ">u4")
+    if kind != b"\0\0\x08" or len(content) != start + shape.prod():
         raise UserError(f"{path} is not a whole idx file of bytes; download it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

@@ -27,14 +27,11 @@ def writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and not marked_read_only
 
 
-def cached(
-    file: str, folders: Sequence[Path], build: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The arrays in the npz `file` in the first folder that has it; else `build()`, kept in the first
-    writable one.
+def cached(file: str, folders: Sequence[Path], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays in `file` (npz) in the first folder that has it; else `build()`, kept in the first writable one.
 
-    The file appears whole or not at all. Zip keeps a checksum of every array: a file that is cut or altered
-    is reported and made again. A disk that is full costs a warning, no more.
+    The file appears whole or not at all. Zip keeps a checksum of every array: a file that is cut or altered is
+    reported and made again. A disk that is full costs a warning, no more.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())

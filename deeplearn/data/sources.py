@@ -71,9 +71,7 @@ class Records:
         for row, (index, example) in enumerate(zip(indices, self._read(indices), strict=True)):
             if example["image"].shape != self.image.shape:
                 shapes = f"{example['image'].shape}, not {self.image.shape}"
-                raise UserError(
-                    f"{self.name}: image {index} has shape {shapes}; prepare the data set in one size"
-                )
+                raise UserError(f"{self.name}: image {index} has shape {shapes}; prepare the data set in one size")
             images[row], labels[row] = example["image"], example["label"]
         check_labels(self.name, labels, len(self.classes), indices)
         return {"image": images, "label": labels}
@@ -85,9 +83,7 @@ class Records:
             path, index = self._first_unreadable(indices)
             cause = str(error).partition("\n")[0] or type(error).__name__
             remedy = "restore the file, or delete its directory and prepare the data set again"
-            raise UserError(
-                f"{self.name}: cannot read example {index} from {path} ({cause}); {remedy}"
-            ) from error
+            raise UserError(f"{self.name}: cannot read example {index} from {path} ({cause}); {remedy}") from error
 
     def _first_unreadable(self, indices: list[int]) -> tuple[str, int]:
         """Path and index of the first of these examples that cannot be read."""
@@ -121,9 +117,7 @@ def check_labels(name: str, labels: np.ndarray, classes: int, indices: Sequence[
         row = int(wrong[0])
         index = row if indices is None else indices[row]
         limits = f"outside 0 to {classes - 1}"
-        raise UserError(
-            f"{name}: example {index} has label {labels[row]}, {limits}; correct the data or `classes`"
-        )
+        raise UserError(f"{name}: example {index} has label {labels[row]}, {limits}; correct the data or `classes`")
 
 
 def stream(
@@ -133,18 +127,16 @@ def stream(
     *,
     start_step: int = 0,
     stop_step: int = 2**31 - 1,
-    steps_per_chunk: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 8,
-    prefetch: int = 2,
+    prefetch: int = 16,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Chunks of batches from step `start_step` on, read by grain's threads while earlier ones are in use.
+    """Batches from step `start_step` on, read by grain's threads while earlier ones are in use.
 
-    Each chunk is a dict of (steps_per_chunk, batch_size // process_count, ...) arrays, the last one shorter
-    if `stop_step` cuts it. The batch of step n holds the examples that `order.chunk_indices` gives for step
-    n, wherever the stream started, so there is no state to save; each process reads only its own contiguous
-    rows of it.
+    The batch of step n holds the examples that `order.chunk_indices` gives for step n, wherever the stream
+    started, so there is no state to save. Each process reads only its own contiguous rows of it: a dict of
+    (batch_size // process_count, ...) arrays.
 
     Args:
       source: examples.
@@ -152,25 +144,21 @@ def stream(
       batch_size: examples in a batch, over all processes.
       start_step: the first batch.
       stop_step: the batch after the last.
-      steps_per_chunk: batches in a chunk.
       process_index: this process's number.
       process_count: the number of processes, a divisor of `batch_size`.
       threads: threads that read, each a batch at a time.
-      prefetch: chunks that are read ahead.
+      prefetch: batches that are read ahead.
 
     >>> source = Arrays({"x": np.arange(6)})
-    >>> chunks = list(stream(source, jax.random.key(0), 2, stop_step=3, steps_per_chunk=2))
-    >>> [chunk["x"].shape for chunk in chunks]
-    [(2, 2), (1, 2)]
-    >>> sorted(np.concatenate([chunk["x"].ravel() for chunk in chunks]).tolist())
+    >>> batches = [batch["x"] for batch in stream(source, jax.random.key(0), 2, stop_step=3)]
+    >>> sorted(np.concatenate(batches).tolist())
     [0, 1, 2, 3, 4, 5]
     """
     import grain
 
     if batch_size % process_count:
-        raise UserError(
-            f"batch_size {batch_size} does not divide by the {process_count} processes; use a multiple"
-        )
+        remedy = "use a multiple of it"
+        raise UserError(f"batch_size {batch_size} does not divide by process_count {process_count}; {remedy}")
     rows = batch_size // process_count
     first_row = process_index * rows
 
@@ -178,7 +166,5 @@ def stream(
         positions = step * batch_size + first_row + np.arange(rows)
         return source.__getitems__(order.indices(key, positions, len(source)))
 
-    ahead = prefetch * steps_per_chunk
-    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
-    batches = grain.MapDataset.range(start_step, stop_step).map(read).to_iter_dataset(options)
-    return iter(batches.batch(steps_per_chunk, drop_remainder=False))
+    options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(start_step, stop_step).map(read).to_iter_dataset(options))

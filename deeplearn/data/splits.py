@@ -43,9 +43,8 @@ SPLITS = ("train", "validation", "test")
 def hold_out(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """The rows that stay for training and the rows held out for validation, each ascending, of `range(size)`.
 
-    Held out are the first `round(fraction * size)` of `RandomState(0).permutation(size)`: a rule that
-    depends on nothing else, neither the run's seed nor the versions installed, so that every run is
-    validated on the same.
+    Held out are the first `round(fraction * size)` of `RandomState(0).permutation(size)`: a rule that depends on
+    nothing else, neither the run's seed nor the versions installed, so every run is validated on the same examples.
 
     >>> hold_out(10, 0.2)
     (array([0, 1, 3, 4, 5, 6, 7, 9]), array([2, 8]))
@@ -59,11 +58,10 @@ def hold_out(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check(data: Data, image_shape: tuple[int, ...] | None = None) -> Data:
-    """`data` itself, after looking: no split is empty, labels are classes, images have `image_shape` if
-    given.
+    """`data` itself, if no split is empty, labels are classes, and images have `image_shape` where it is given.
 
-    Raises UserError, which names the split and the first wrong example. The labels of records on disk are
-    checked as they are read.
+    Raises UserError, which names the split and the first wrong example. The labels of records on disk are checked as
+    they are read.
     """
     for split in SPLITS:
         source = data.split(split)

@@ -12,7 +12,8 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
     """The task of a Flax model that maps `batch["image"]` (B, *shape) to logits (B, classes).
 
     Trains on the mean of -log softmax(logits)[label]; evaluates loss, accuracy, accuracy by class (`class_accuracy`,
-    (classes,)) and the confusion counts (`confusion`, (classes, classes), rows are the true classes).
+    (classes,)) and `confusion` (classes, classes): the fraction of the examples that are of the row's class and taken
+    for the column's.
 
     >>> from deeplearn.models.mlp import MLP
     >>> task = classification(MLP(classes=10), (8, 8, 1), 10)
@@ -45,7 +46,7 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
             "loss": Mean((losses.cross_entropy(logits, batch["label"]) * mask).sum(), count),
             "accuracy": Mean(jnp.trace(confusion), count),
             "class_accuracy": Mean(jnp.diag(confusion), truth.sum(axis=0)),
-            "confusion": Mean(confusion, jnp.ones_like(confusion)),
+            "confusion": Mean(confusion, count),
         }
 
     return Task(init, loss, evaluate, predict)

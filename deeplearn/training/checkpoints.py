@@ -35,7 +35,7 @@ _UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
 
 @dataclasses.dataclass
 class Manager:
-    """An open directory of checkpoints, made by `open`.
+    """An open directory of checkpoints, made by `open`; as a context manager, it closes at the end.
 
     Fields:
       directory: absolute path.
@@ -53,6 +53,12 @@ class Manager:
     checkpointer: Any
     damaged: set[str] = dataclasses.field(default_factory=set)
     saving: int | None = None
+
+    def __enter__(self) -> "Manager":
+        return self
+
+    def __exit__(self, *error) -> None:
+        close(self)
 
 
 class Restored(NamedTuple):
@@ -99,9 +105,7 @@ def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Mana
     return Manager(directory, keep, mode, ocp.AsyncCheckpointer(handler))
 
 
-def save(
-    manager: Manager, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None
-) -> bool:
+def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> bool:
     """Start to save `state`, and return as soon as the caller may donate it: a thread goes on writing.
 
     Before that it waits for the previous save.
@@ -136,9 +140,7 @@ def save(
         "metadata": metadata,
         "leaves": {name: [*leaves.spec(leaf), *prints[name].sums] for name, leaf in named.items()},
     }
-    record = json.loads(
-        json.dumps(record)
-    )  # as it will be read, so that its checksum is that of what is read
+    record = json.loads(json.dumps(record))  # as it will be read, so that its checksum is that of what is read
     # Named by its content: the same in every process, and never in the place of a different checkpoint.
     identity = _checksum([record["step"], record["metric"], record["leaves"]])
     path = manager.directory / f"{step:09d}-{identity:08x}"
@@ -316,7 +318,7 @@ def _writing(manager: Manager, step: int | None) -> Iterator[None]:
         kept = "there is no earlier one" if last is None else f"that of step {last} is kept"
         raise UserError(
             f"cannot save the checkpoint of step {step} in {manager.directory}: {_cause(error)}; {kept}: "
-            "make room there and run the same command again"
+            "put that right and run the same command again"
         ) from error
 
 
@@ -338,7 +340,7 @@ def _not_from_an_orbax_thread(record: python_logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _quiet_coroutines() -> Iterator[None]:
-    """Keep the coroutines that a failed restore leaves behind from printing tracebacks as they are collected."""
+    """Keep what a failed restore leaves behind from printing tracebacks when it is collected."""
     hook, asyncio_log = sys.unraisablehook, python_logging.getLogger("asyncio")
     sys.unraisablehook, asyncio_log.disabled = (lambda unraisable: None), True
     try:

@@ -28,14 +28,18 @@ class Feed(NamedTuple):
     blocks: Callable[[str], Iterator[dict]]
 
 
+def indices(rng, step, batch_size: int, length: int, size: int):
+    """Which examples the batches of the steps from `step` on hold, (length, B) int32; see deeplearn.data.order."""
+    return order.chunk_indices(jax.random.fold_in(rng, ORDER), step, length, batch_size, size)
+
+
 def gather(batch_size: int, length: int, constrain=lambda batch: batch):
-    """The `batch_of` of data on the device, for chunks of at most `length` steps; see deeplearn.data.order."""
+    """The `batch_of` of data on the device, for chunks of at most `length` steps."""
 
     def batch_of(state, data):
         size = jax.tree.leaves(data)[0].shape[0]
-        key = jax.random.fold_in(state.rng, ORDER)
-        indices = order.chunk_indices(key, state.step, length, batch_size, size)  # (length, B)
-        return lambda i: constrain({name: x[indices[i]] for name, x in data.items()})
+        rows = indices(state.rng, state.step, batch_size, length, size)
+        return lambda i: constrain({name: x[rows[i]] for name, x in data.items()})
 
     return batch_of
 

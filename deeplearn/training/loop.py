@@ -11,6 +11,7 @@ import jax
 
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment, Target
+from deeplearn.optimizers import current_learning_rate
 
 
 class Progress(NamedTuple):
@@ -37,7 +38,8 @@ class Hooks(NamedTuple):
 
     Fields:
       log: `(step, {name: number})`, the means over the steps since the last line, and what an evaluation found.
-      save: `(step, state, progress, value)`, asynchronously; False if the state is not finite and was not saved.
+      save: `(step, state, progress, score)`, asynchronously; the score, larger is better, is None where this step is not
+        the best so far. Returns False, having saved nothing, if the state is not finite.
       tick: `(step, {name: number})`, after every chunk, for a progress bar.
     """
 
@@ -101,17 +103,16 @@ def monitored(target: Target | None, values: dict) -> Target:
     return Target("accuracy", True, math.inf) if "accuracy" in values else Target("loss", False, -math.inf)
 
 
-def judge(experiment: Experiment, progress: Progress, step: int, seconds: float, values: dict) -> Progress:
-    """The progress after an evaluation."""
-    goal = monitored(experiment.target, values)
+def judge(goal: Target, progress: Progress, step: int, values: dict) -> Progress:
+    """The progress after an evaluation at `step`."""
     value = float(values[goal.metric])
     better = progress.best is None or (value > progress.best if goal.rises else value < progress.best)
     if better:
         progress = progress._replace(best=value, best_step=step, stale=0)
     else:
         progress = progress._replace(stale=progress.stale + 1)
-    if experiment.target and progress.target_step is None and goal.reached(value):
-        progress = progress._replace(target_step=step, target_seconds=seconds)
+    if progress.target_step is None and goal.reached(value):
+        progress = progress._replace(target_step=step, target_seconds=progress.seconds)
     return progress
 
 
@@ -120,17 +121,22 @@ def scalars(values: dict) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if jax.numpy.ndim(value) == 0}
 
 
-def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks, learning_rate) -> tuple[Any, Progress, str]:
-    """Run from `state` to the end of the budget, or of patience, or to a signal.
+def finished(experiment: Experiment, step: int, progress: Progress) -> bool:
+    """Whether the budget is spent, or patience."""
+    patience = experiment.config.patience
+    return step >= experiment.steps or bool(patience and progress.stale >= patience)
+
+
+def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks) -> tuple[Any, Progress, str]:
+    """Run from `state` to the end of the budget, or of patience ("early"), or to a signal.
 
     Returns the state, the progress, and why it ended: "done", "early" or "signal". Raises Diverged, before anything of
     the spoilt state is saved, when a loss or a gradient is not finite.
     """
     clock = Clock(progress.seconds)
     step, saved = int(state.step), int(state.step)
-    reason = "done"
     with stop_signals() as signalled:
-        while step < experiment.steps:
+        while not finished(experiment, step, progress):
             stop = next_stop(experiment, step)
             with clock.running():
                 data = program.feed.data(step, stop - step)
@@ -143,23 +149,25 @@ def train(experiment: Experiment, program, state, progress: Progress, hooks: Hoo
                     " a lower --config.learning_rate or --config.clip_norm=1 may help"
                 )
             step, progress = stop, progress._replace(seconds=clock.seconds)
-            record |= {"learning_rate": float(learning_rate(state.opt_state)), "seconds": clock.seconds}
+            record |= {"learning_rate": float(current_learning_rate(state.opt_state)), "seconds": clock.seconds}
             hooks.tick(step, record)
 
             due = step % experiment.checkpoint_every == 0 or step == experiment.steps
             if step % experiment.eval_every == 0 or step == experiment.steps:
                 values = jax.device_get(program.evaluate(state, "validation"))
-                before, progress = progress, judge(experiment, progress, step, clock.seconds, values)
-                due |= progress.best_step != before.best_step
+                goal = monitored(experiment.target, values)
+                progress = judge(goal, progress, step, values)
+                due |= progress.best_step == step
                 record |= {f"validation/{name}": value for name, value in scalars(values).items()}
             hooks.log(step, record)
-            early = experiment.config.patience and progress.stale >= experiment.config.patience
-            if due or early or signalled.is_set():
-                value = progress.best if progress.best_step == step else None
-                if not hooks.save(step, state, progress, value):
+            done = finished(experiment, step, progress)
+            if due or done or signalled.is_set():
+                score = None
+                if progress.best_step == step:
+                    score = progress.best if goal.rises else -progress.best
+                if not hooks.save(step, state, progress, score):
                     raise Diverged(f"a parameter is not finite at step {step}; the checkpoint of step {saved} is kept")
                 saved = step
-            if early or signalled.is_set():
-                reason = "early" if early else "signal"
-                break
-    return state, progress, reason
+            if signalled.is_set() and not done:
+                return state, progress, "signal"
+    return state, progress, "done" if step >= experiment.steps else "early"

@@ -26,8 +26,13 @@ class TrainState(NamedTuple):
     rng: Any
 
 
+def begin(task, seed):
+    """The parameters, the model's state and the key of a run: what does not depend on the optimizer."""
+    rng = jax.random.key(seed)
+    return *task.init(jax.random.fold_in(rng, INIT)), rng
+
+
 def create(task, optimizer, seed) -> TrainState:
     """The state before the first step; pure in `seed`, so that it can be vmapped over seeds."""
-    rng = jax.random.key(seed)
-    params, model_state = task.init(jax.random.fold_in(rng, INIT))
+    params, model_state, rng = begin(task, seed)
     return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), rng)

@@ -63,7 +63,7 @@ def make_step(task, optimizer, *, accumulate: int = 1):
             grad_fn=lambda params: value_and_gradient(params, *args)[0][2],
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, model_state, opt_state, state.rng), metrics
 
     return step

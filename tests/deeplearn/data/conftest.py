@@ -1,7 +1,12 @@
 """Tiny TFDS directories, and a user cache that is not the user's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+
+from deeplearn.data.builders import LabelledImages
 
 
 @pytest.fixture(autouse=True)
@@ -16,35 +21,36 @@ def data_dir(tmp_path):
     return tmp_path / "data"
 
 
-def images_and_labels(size, seed=0, shape=(4, 5, 3), classes=3):
-    random = np.random.RandomState(seed)
-    return random.randint(0, 256, (size, *shape)).astype(np.uint8), random.randint(0, classes, size)
+@pytest.fixture
+def prepare(data_dir):
+    """prepare(train=40, test=10): the directory of a data set "tiny" with so many random images of 3 classes."""
+
+    def prepare(name="tiny", version="1.0.0", shape=(4, 5, 3), **sizes):
+        random = np.random.RandomState(0)
+        splits = {
+            split: (random.randint(0, 256, (size, *shape)).astype(np.uint8), random.randint(0, 3, size))
+            for split, size in sizes.items()
+        }
+
+        class Tiny(LabelledImages, skip_registration=True):
+            """A tiny data set."""
+
+            VERSION = tfds.core.Version(version)
+            IMAGE_SHAPE = shape
+            CLASSES = ("a", "b", "c")
+            HOMEPAGE = "https://example.org"
+
+            def _read(self, dl_manager):
+                return splits
+
+        Tiny.name = name
+        builder = Tiny(data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+        return Path(builder.data_dir)
+
+    return prepare
 
 
 @pytest.fixture
-def prepared(data_dir):
-    """The data set "tiny" (40 training, 10 test images) under `data_dir`: its directory."""
-    return prepare_tiny(data_dir, {"train": images_and_labels(40), "test": images_and_labels(10, seed=1)})
-
-
-def prepare_tiny(data_dir, splits, name="Tiny", version="1.0.0"):
-    from pathlib import Path
-
-    import tensorflow_datasets as tfds
-
-    from deeplearn.data.builders import LabelledImages
-
-    class Builder(LabelledImages, skip_registration=True):
-        VERSION = tfds.core.Version(version)
-        IMAGE_SHAPE = next(iter(splits.values()))[0].shape[1:]
-        CLASSES = ("a", "b", "c")
-        HOMEPAGE = "https://example.org"
-
-        def _read(self, dl_manager):
-            return splits
-
-    Builder.name = name.lower()
-    Builder.__doc__ = "A tiny data set."
-    builder = Builder(data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_dir)
+def prepared(prepare):
+    return prepare(train=40, test=10)

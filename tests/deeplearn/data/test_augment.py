@@ -94,9 +94,7 @@ DATA = os.environ.get("TFDS_DATA_DIR", "")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.path.isdir(os.path.join(DATA, "cifar10")), reason="CIFAR-10 is not in TFDS_DATA_DIR"
-)
+@pytest.mark.skipif(not os.path.isdir(os.path.join(DATA, "cifar10")), reason="CIFAR-10 is not in TFDS_DATA_DIR")
 def test_cifar10_constants_are_the_training_set_s():
     opened = datasets._open("cifar10", next(datasets.Path(DATA, "cifar10").iterdir()))
     records = opened["train"]

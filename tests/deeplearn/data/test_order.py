@@ -40,9 +40,7 @@ def test_chunk_is_the_slice_of_the_stream(size, batch_size):
 
 
 def test_each_epoch_holds_each_example_once():
-    epochs = (
-        np.asarray(chunk_indices(KEY, 7, 20, 3, 10)).ravel()[9:59].reshape(5, 10)
-    )  # position 30 is epoch 3's
+    epochs = np.asarray(chunk_indices(KEY, 7, 20, 3, 10)).ravel()[9:59].reshape(5, 10)  # position 30 is epoch 3's
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (5, 1)))
     assert len(np.unique(epochs, axis=0)) == 5
 

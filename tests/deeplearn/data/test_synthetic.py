@@ -44,5 +44,5 @@ def test_smooth_but_not_trivial():
 
 
 def test_too_few():
-    with pytest.raises(UserError, match="sequences: the validation split is empty"):
+    with pytest.raises(UserError, match="sequences: the test split is empty"):
         sequences(examples=2)

@@ -17,9 +17,7 @@ def bits(dtype):
     return f"uint{8 * np.dtype(dtype).itemsize}"
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "int8", "float8_e4m3fn"]
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "int8", "float8_e4m3fn"])
 @settings(max_examples=25, deadline=None)
 @given(position=st.integers(0, 23), data=st.data())
 def test_every_flipped_bit_shows(dtype, position, data):
@@ -97,7 +95,6 @@ def test_agrees_with_a_scalar_reference():
     seed = zlib.crc32(b"x")
     words = [int(w) for w in x.view(np.uint32).ravel()]
     expected = tuple(
-        sum(mix(w ^ mix((i + s) % 2**32)) for i, w in enumerate(words)) % 2**32
-        for s in (seed, 2**32 - 1 - seed)
+        sum(mix(w ^ mix((i + s) % 2**32)) for i, w in enumerate(words)) % 2**32 for s in (seed, 2**32 - 1 - seed)
     )
     assert fingerprint(jnp.asarray(x)).sums == expected

@@ -1,0 +1,150 @@
+"""The models as PyTorch's users write them; PyTorch is imported nowhere else in the library.
+
+The images of convolutional models lie contiguous or channels last, whichever is quicker.
+Source: the examples and the performance tuning guide of PyTorch, https://pytorch.org/tutorials
+"""
+
+from functools import partial
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deeplearn.benchmark.cases import LEARNING_RATE, Case, prepared
+from deeplearn.benchmark.contender import Contender, Unavailable
+from deeplearn.benchmark.machine import cores
+
+
+class CNN(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * 7 * 7, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell, inputs: int, features: int):
+        super().__init__()
+        self.rnn = cell(inputs, features, batch_first=True)
+        self.head = nn.Linear(features, 1)
+
+    def forward(self, x):
+        outputs, _ = self.rnn(x)  # (B, T, features)
+        return self.head(outputs[:, -1])
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 128, kernel_size=4, stride=4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 128))
+        layer = nn.TransformerEncoderLayer(
+            128, 4, 512, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, 4, norm=nn.LayerNorm(128), enable_nested_tensor=False)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)  # (B, 64, 128)
+        return self.head(self.layers(x + self.positions).mean(dim=1))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Identity()
+        if inputs != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet20(nn.Sequential):
+    def __init__(self):
+        stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        stages = ((16, 16, 1), (16, 32, 2), (32, 64, 2))
+        blocks = [
+            ResidualBlock(inputs if i == 0 else channels, channels, stride if i == 0 else 1)
+            for inputs, channels, stride in stages
+            for i in range(3)
+        ]
+        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+MODELS = {
+    "cnn": CNN,
+    "rnn": partial(Recurrent, nn.RNN, 1, 32),
+    "lstm": partial(Recurrent, nn.LSTM, 256, 256),
+    "transformer": VisionTransformer,
+    "resnet": ResNet20,
+}
+
+
+def train(case: Case, memory_format=torch.contiguous_format, compiled: bool = False) -> Contender:
+    """A training run of the case in one layout of its images."""
+    torch.set_num_threads(cores())  # its own default counts no second thread of a core
+    torch.manual_seed(0)
+    model = MODELS[case.model]()
+    parameters = sum(p.numel() for p in model.parameters())
+    batches = []
+    for x, y in prepared(case):
+        x, y = torch.from_numpy(x), torch.from_numpy(y)
+        if x.ndim == 4:  # an image
+            x, y = x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format), y.long()  # (B, C, H, W)
+        batches.append((x, y))
+    if batches[0][0].ndim == 4:
+        model = model.to(memory_format=memory_format)
+    loss_function = F.cross_entropy if batches[0][1].ndim == 1 else F.mse_loss
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    batches = cycle(batches)
+    if compiled:
+        model = torch.compile(model)
+
+    def run(steps):
+        for _ in range(steps):
+            x, y = next(batches)
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_function(model(x), y)
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    return Contender(run, parameters, "channels last" if memory_format == torch.channels_last else "")
+
+
+def candidates(case: Case, compiled: bool = False) -> list[Contender]:
+    """Eager PyTorch, in each layout that makes a difference."""
+    formats = [torch.contiguous_format]
+    if case.model in ("cnn", "resnet"):
+        formats.append(torch.channels_last)
+    return [train(case, memory_format, compiled) for memory_format in formats]
+
+
+def compiled_candidates(case: Case) -> list[Contender]:
+    """The same through torch.compile; Unavailable where that fails, which needs a C++ compiler."""
+    contenders = candidates(case, compiled=True)
+    try:
+        for contender in contenders:
+            contender.run(1)
+    except Exception as error:  # whatever a compiler of another project raises
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise Unavailable(f"torch.compile: {reason}") from error
+    return contenders

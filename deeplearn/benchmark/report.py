@@ -1,0 +1,134 @@
+"""From figures to ratios, goals met or missed, a Markdown table and JSON."""
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from deeplearn.benchmark.cases import CASES
+from deeplearn.benchmark.contender import CONTENDERS
+from deeplearn.benchmark.timing import Figures
+
+PEERS = [name for name in CONTENDERS if name != "ours"]
+Results = dict[str, dict[str, Figures | str]]  # by case, then contender
+
+
+class Goal(NamedTuple):
+    """A ratio to reach: `statistic` over the cases' ratios of ours to `peer`."""
+
+    peer: str
+    statistic: str
+    value: float
+    max_pooling: bool = False  # counts only the cases that pool by the maximum
+
+
+STATISTICS = {"geometric mean": statistics.geometric_mean, "least": min}
+GOALS = (
+    Goal("torch", "geometric mean", 1.5),
+    Goal("torch", "least", 1.1),
+    Goal("compiled", "geometric mean", 1.5),
+    Goal("compiled", "least", 1.1),
+    Goal("flax", "least", 3.0, max_pooling=True),
+)
+
+
+def round_ratios(case: dict[str, Figures | str], peer: str) -> list[float]:
+    """Ours over the peer's, round by round; empty where the peer is missing."""
+    if not isinstance(case[peer], Figures):
+        return []
+    return [ours / theirs for ours, theirs in zip(case["ours"].rates, case[peer].rates, strict=True)]
+
+
+def ratios(results: Results, peer: str) -> dict[str, float]:
+    """The median ratio to the peer in each case that has one."""
+    rounds = {name: round_ratios(case, peer) for name, case in results.items()}
+    return {name: statistics.median(values) for name, values in rounds.items() if values}
+
+
+def judge(results: Results) -> list[tuple[Goal, float]]:
+    """Every goal that has a figure, and the figure."""
+    judged = []
+    for goal in GOALS:
+        values = [v for name, v in ratios(results, goal.peer).items() if CASES[name].max_pooling or not goal.max_pooling]
+        if values:
+            judged.append((goal, STATISTICS[goal.statistic](values)))
+    return judged
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(results: Results) -> str:
+    """Examples a second, and ratios as median (least to greatest); the last row holds the geometric means."""
+    head = ["case", CONTENDERS["ours"].title]
+    for peer in PEERS:
+        head += [CONTENDERS[peer].title, "ours / it"]
+    lines = [markdown_row(head), markdown_row(["---"] + ["---:"] * (len(head) - 1))]
+    for name, case in results.items():
+        cells = [CASES[name].about, f"{case['ours'].rate:,.0f}"]
+        for peer in PEERS:
+            if values := round_ratios(case, peer):
+                detail = f" ({case[peer].detail})" * bool(case[peer].detail)
+                cells += [f"{case[peer].rate:,.0f}{detail}"]
+                cells += [f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"]
+            else:
+                cells += [case[peer], ""]
+        lines.append(markdown_row(cells))
+    means = ["geometric mean", ""]
+    for peer in PEERS:
+        values = ratios(results, peer).values()
+        means += ["", f"{statistics.geometric_mean(values):.2f}" if values else ""]
+    return "\n".join([*lines, markdown_row(means)])
+
+
+def verdicts(results: Results) -> str:
+    """A line for each goal: what was wanted, what there is."""
+    lines = []
+    for goal, value in judge(results):
+        where = ", where it pools by the maximum" * goal.max_pooling
+        wanted = f"{goal.value} x {CONTENDERS[goal.peer].title}, {goal.statistic}{where}"
+        lines.append(f"{'met   ' if value >= goal.value else 'missed'} {wanted}: {value:.2f}")
+    return "\n".join(lines)
+
+
+def as_json(results: Results) -> dict:
+    """All of it, as what JSON can hold."""
+    cases = {}
+    for name, case in results.items():
+        contenders, against = {}, {}
+        for contender, figures in case.items():
+            if isinstance(figures, Figures):
+                contenders[contender] = {"examples_per_second": figures.rate, **figures._asdict()}
+            else:
+                contenders[contender] = {"not_available": figures}
+        for peer in PEERS:
+            if values := round_ratios(case, peer):
+                against[peer] = {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+        about = {"about": CASES[name].about, "batch_size": CASES[name].batch_size}
+        cases[name] = {**about, "contenders": contenders, "ours_over": against}
+    means = {peer: statistics.geometric_mean(values) for peer in PEERS if (values := ratios(results, peer).values())}
+    goals = [{**goal._asdict(), "figure": value, "met": value >= goal.value} for goal, value in judge(results)]
+    return {"cases": cases, "geometric_means": means, "goals": goals}
+
+
+def machine_line(machine: dict) -> str:
+    """The machine in one line, for above a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    date = machine["date"].partition("T")[0]
+    return f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, {versions}; {date}\n"
+
+
+def startup_markdown(figures: dict[str, float]) -> str:
+    """What the startup took, a row a figure.
+
+    >>> print(startup_markdown({"help_seconds": 0.25, "peak_memory_ours_bytes": 3.5e8}))
+    | startup | |
+    | --- | ---: |
+    | help | 0.25 s |
+    | peak memory ours | 350 MB |
+    """
+    lines = [markdown_row(["startup", ""]), markdown_row(["---", "---:"])]
+    for name, value in figures.items():
+        *words, unit = name.split("_")
+        lines.append(markdown_row([" ".join(words), f"{value:.2f} s" if unit == "seconds" else f"{value / 1e6:,.0f} MB"]))
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""What comes before speed: the time to the help and to the first step, compilation, memory."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deeplearn.benchmark import timing
+from deeplearn.benchmark.cases import CASES
+from deeplearn.training.logs import METRICS
+
+CASE = "mnist_cnn_64"  # whose compilation and memory are measured
+CONFIG = "digits_mlp"  # the experiment that is started
+
+
+def command_seconds(*arguments: str) -> float:
+    """How long `python -m deeplearn ARGUMENTS` takes."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "deeplearn", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def first_step_seconds(workdir: Path, cache: Path) -> float:
+    """From the command `train` to the first line of its log, after one step; compiled programs are kept in `cache`."""
+    fields = ("steps=1", "log_every=1")
+    command = [sys.executable, "-m", "deeplearn", "train", f"--config={CONFIG}", f"--workdir={workdir}"]
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [*command, *(f"--config.{field}" for field in fields)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.DEVNULL,
+    ) as child:
+        log = workdir / METRICS
+        while not (log.exists() and log.stat().st_size):
+            if child.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with status {child.returncode} before its first step")
+            time.sleep(0.002)
+        return time.perf_counter() - start
+
+
+def work(connection, cache: Path) -> None:
+    """A process that compiles the training program of CASE and sends the seconds, tracing included."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    from deeplearn.benchmark import ours
+    from deeplearn.commands import runs
+    from deeplearn.training import program as programs
+
+    runs.prepare_jax()
+    program = programs.build(ours.experiment(CASES[CASE]))
+    data = program.feed.data(0, 1)
+    start = time.perf_counter()
+    program.chunk.lower(program.abstract, data, 1).compile()
+    connection.send(time.perf_counter() - start)
+
+
+def compile_seconds(cache: Path) -> float:
+    with timing.process(work, cache) as connection:
+        return timing.receive(connection, "compilation")
+
+
+def measure(progress: Callable[[str], None] = lambda line: None) -> dict[str, float]:
+    """Every figure by its name; seconds, and bytes of memory.
+
+    Cold is the first start, with an empty persistent cache; warm is the second.
+    """
+    progress("startup: help")
+    figures = {"help_seconds": statistics.median(command_seconds("train", "--help") for _ in range(5))}
+    with tempfile.TemporaryDirectory() as directory:
+        directory = Path(directory)
+        for state in ("cold", "warm"):
+            progress(f"startup: {state} cache")
+            figures[f"first_step_{state}_seconds"] = first_step_seconds(directory / state, directory / "cache")
+            figures[f"compile_{state}_seconds"] = compile_seconds(directory / "compiled")
+    progress("startup: memory")
+    for name, result in timing.measure(CASE, rounds=1, seconds=1.0, names=("ours", "torch")).items():
+        if isinstance(result, timing.Figures):
+            figures[f"peak_memory_{name}_bytes"] = result.peak_bytes
+    return figures

@@ -1,0 +1,51 @@
+"""measure examples a second against PyTorch and plain Flax, and the time to start
+
+    python -m deeplearn benchmark [--cases=mnist_cnn_64,lstm] [--rounds=5] [--seconds=2] [--output=benchmark.json]
+
+Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile. PyTorch takes
+part where it is installed. The case `startup` is the time to the help and to the first step, compilation and memory.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+CASES = flags.DEFINE_string("cases", "", "their names, separated by commas; empty: all of them")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "how often each contender has its turn", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 2.0, "how long a turn is, about", lower_bound=0.001)
+OUTPUT = flags.DEFINE_string("output", None, "a file for all figures, as JSON")
+
+
+def show(line: str) -> None:
+    """One line that the next one covers; nothing where nobody watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    from deeplearn import files
+    from deeplearn.benchmark import cases, machine, report, startup, timing
+
+    names = cases.select(CASES.value, [*cases.CASES, "startup"])
+    output = OUTPUT.value and Path(OUTPUT.value)
+    described = {"machine": machine.describe(), "rounds": ROUNDS.value, "seconds": SECONDS.value}
+    if output:
+        with files.writing(output):
+            output.touch()  # a mistake in the path shows before anything is measured
+    results = {}
+    for name in names:
+        if name != "startup":
+            results[name] = timing.measure(name, ROUNDS.value, SECONDS.value, progress=show)
+    started = startup.measure(show) if "startup" in names else {}
+    show("")
+    print(report.machine_line(described["machine"]))
+    if results:
+        print(report.markdown(results), report.verdicts(results), sep="\n\n")
+    if started:
+        print(report.startup_markdown(started))
+    if output:
+        content = {**described, **report.as_json(results), "startup": started}
+        with files.replacing(output) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,236 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard events, and a bar or lines of progress."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TextIO
+
+from deeplearn.errors import UserError
+from deeplearn.files import replacing, writing
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class Logs(NamedTuple):
+    """Open log files.
+
+    Fields:
+      write: `(step, {name: number})`, one record, in the system's hands when it returns.
+      close: `()`.
+    """
+
+    write: Callable[[int, dict[str, Any]], None]
+    close: Callable[[], None]
+
+
+def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Logs:
+    """Open `workdir`/metrics.jsonl and `workdir`/tensorboard to append to.
+
+    A record is one JSON object on one line, {"step": 200, "loss": 0.25}. JSON has no NaN and no infinity: these
+    are the strings "NaN", "Infinity" and "-Infinity", which `read_metrics` turns back into numbers.
+
+    Args:
+      workdir: an existing directory.
+      resume_step: the step of the checkpoint that the run goes on from; what an earlier attempt wrote of later
+        steps is dropped, in one atomic replacement. None: the run starts anew, and all of it is dropped.
+
+    Raises:
+      UserError: the files cannot be written; so too from `write`, when the disk is full.
+    """
+    path = pathlib.Path(workdir) / METRICS
+    text = path.read_text() if path.exists() else ""
+    last = -math.inf if resume_step is None else resume_step
+    kept = "".join(line for line, record in _records(path, text) if record["step"] <= last)
+    if kept != text:
+        with replacing(path) as temporary:
+            temporary.write_text(kept)
+    with writing(path):
+        file = path.open("a")
+    events = _open_events(path.parent / EVENTS, 0 if resume_step is None else resume_step + 1)
+
+    def write(step: int, scalars: dict[str, Any]) -> None:
+        numbers = {name: float(value) for name, value in scalars.items()}
+        with writing(path):
+            file.write(json.dumps({"step": int(step)} | {k: _to_json(x) for k, x in numbers.items()}) + "\n")
+            file.flush()
+        events.write(int(step), numbers)
+
+    def close() -> None:
+        events.close()
+        with writing(path):
+            file.close()
+
+    return Logs(write, close)
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The records of `workdir`/metrics.jsonl; a last line that a kill cut short is left out, no file is no record.
+
+    Raises:
+      UserError: another line is not a record.
+    """
+    path = pathlib.Path(workdir) / METRICS
+    text = path.read_text() if path.exists() else ""
+    return [record for _, record in _records(path, text)]
+
+
+def _records(path: pathlib.Path, text: str) -> list[tuple[str, dict[str, float]]]:
+    """Each line, with its end, and what it says."""
+    records, lines = [], text.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            step = int(record.pop("step"))
+            records.append((line, {"step": step} | {name: float(value) for name, value in record.items()}))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines):
+                raise UserError(f"line {number} of {path} is not a record; repair or remove it") from error
+    if records and not records[-1][0].endswith("\n"):
+        records.pop()  # whole or not, it was being written when the run was killed
+    return records
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _open_events(directory: pathlib.Path, purge_step: int) -> Logs:
+    """TensorBoard's event file, written at once and not, as SummaryWriter does, by a thread whose errors get lost."""
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    with writing(directory):
+        directory.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names, which begin with the time in seconds.
+        writer = EventsWriter(str(directory / "events"), filename_suffix=f".{time.time_ns()}")
+        start = SessionLog(status=SessionLog.START)  # hides what is there of this step and those behind it
+        writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+        writer.flush()
+
+    def write(step: int, numbers: dict[str, float]) -> None:
+        with writing(directory):
+            for name, value in numbers.items():
+                event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
+                writer.write_event(event)
+            writer.flush()
+
+    def close() -> None:
+        with writing(directory):
+            writer.close()
+
+    return Logs(write, close)
+
+
+class Progress(NamedTuple):
+    """How far a run is: a bar in a terminal, lines elsewhere.
+
+    Fields:
+      tick: `(step, {name: number})`, as often as one likes. Shows `loss`, `learning_rate`, and, from the training
+        clock `seconds`, examples a second and the time left.
+      note: `(step, {name: number})`, a line of its own with everything, for evaluations.
+      close: `()`.
+    """
+
+    tick: Callable[[int, dict[str, Any]], None]
+    note: Callable[[int, dict[str, Any]], None]
+    close: Callable[[], None]
+
+
+def progress(
+    total_steps: int,
+    batch_size: int,
+    initial_step: int = 0,
+    stream: TextIO | None = None,
+    every: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Progress:
+    """Progress of a run on `stream`, standard error by default.
+
+    Args:
+      total_steps: where it ends.
+      batch_size: examples a step.
+      initial_step: where it begins.
+      stream: a terminal gets a bar, another stream a line at most every `every` seconds, and the last one.
+      every: seconds.
+      clock: seconds, in place of a `seconds` in what `tick` is told, and to space the lines.
+    """
+    stream = stream or sys.stderr
+    rate = _rate()
+
+    def describe(step: int, scalars: dict[str, Any]) -> str:
+        speed = rate(step, float(scalars.get("seconds", clock())))
+        parts = [f"loss {float(scalars['loss']):.4g}"] if "loss" in scalars else []
+        parts += [f"lr {float(scalars['learning_rate']):.3g}"] if "learning_rate" in scalars else []
+        if speed:
+            parts += [f"{speed * batch_size:,.0f} examples/s", f"{_time((total_steps - step) / speed)} left"]
+        return "  ".join(parts)
+
+    def line(step: int, text: str) -> str:
+        return f"step {step:>{len(str(total_steps))}}/{total_steps}  {text}"
+
+    def everything(scalars: dict[str, Any]) -> str:
+        return "  ".join(f"{name} {float(value):.4g}" for name, value in scalars.items())
+
+    if stream.isatty():
+        from tqdm import tqdm
+
+        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
+        bar = tqdm(total=total_steps, initial=initial_step, file=stream, bar_format=form, dynamic_ncols=True)
+
+        def tick(step: int, scalars: dict[str, Any]) -> None:
+            bar.set_description_str(describe(step, scalars), refresh=False)
+            bar.update(step - bar.n)
+
+        def note(step: int, scalars: dict[str, Any]) -> None:
+            bar.write(line(step, everything(scalars)), file=stream)
+
+        return Progress(tick, note, bar.close)
+
+    printed = -math.inf
+
+    def say(step: int, scalars: dict[str, Any]) -> None:
+        nonlocal printed
+        text = describe(step, scalars)
+        if clock() - printed >= every or step >= total_steps:
+            printed = clock()
+            print(line(step, text), file=stream, flush=True)
+
+    def note_line(step: int, scalars: dict[str, Any]) -> None:
+        print(line(step, everything(scalars)), file=stream, flush=True)
+
+    return Progress(say, note_line, lambda: None)
+
+
+def _rate(smoothing: float = 0.3) -> Callable[[int, float], float | None]:
+    """Steps a second, an exponential average of what lies between calls; None until there have been two."""
+    previous: tuple[int, float] | None = None
+    average: float | None = None
+
+    def update(step: int, seconds: float) -> float | None:
+        nonlocal previous, average
+        if previous and step > previous[0] and seconds > previous[1]:
+            current = (step - previous[0]) / (seconds - previous[1])
+            average = current if average is None else smoothing * current + (1 - smoothing) * average
+        previous = (step, seconds)
+        return average
+
+    return update
+
+
+def _time(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _time(59.6), _time(3599), _time(7322)
+    ('1:00', '59:59', '2:02:02')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

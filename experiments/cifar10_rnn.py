@@ -1,0 +1,24 @@
+"""A recurrent network that reads a CIFAR-10 image row by row: 32 time steps of 96 numbers.
+
+Source: Hochreiter and Schmidhuber 1997 (lstm); Cho et al. 2014 (gru); Elman 1990 (rnn). --config.cell chooses.
+"""
+
+from deeplearn.config import compute_dtype
+from deeplearn.models.rnn import SequenceRNN
+from experiments import _cifar10
+
+
+def get_config():
+    return _cifar10.get_config(cell="lstm", hidden=128, dropout=0.0, target="accuracy>=0.5")
+
+
+def build(config):
+    model = SequenceRNN(
+        features=config.hidden,
+        cell=config.cell,
+        outputs=10,
+        dropout=config.dropout,
+        dtype=compute_dtype(config),
+        remat=config.remat,
+    )
+    return _cifar10.build(config, model)

@@ -1,0 +1,26 @@
+"""A small vision Transformer on CIFAR-10: 64 patches of 4 x 4 pixels.
+
+Source: Dosovitskiy et al. 2021, An image is worth 16x16 words, section 3.1.
+"""
+
+from deeplearn.config import compute_dtype
+from deeplearn.models.transformer import VisionTransformer
+from experiments import _cifar10
+
+
+def get_config():
+    return _cifar10.get_config(patch=4, width=128, depth=4, heads=4, dropout=0.0, target="accuracy>=0.6")
+
+
+def build(config):
+    model = VisionTransformer(
+        patch=config.patch,
+        width=config.width,
+        depth=config.depth,
+        heads=config.heads,
+        classes=10,
+        dropout=config.dropout,
+        dtype=compute_dtype(config),
+        remat=config.remat,
+    )
+    return _cifar10.build(config, model)

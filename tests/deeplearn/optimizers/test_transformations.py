@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deeplearn.optimizers import transformations
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv": {"kernel": (3, 3, 2, 4), "bias": (4,)},
+        "norm": {"scale": (4,), "bias": (2, 4)},  # a stack of biases
+        "embed": {"embedding": (5, 4)},
+        "dense": {"kernel": (4, 6), "bias": (6,)},
+    }
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def constant(params):
+    return jax.tree.map(lambda p: jnp.full_like(p, 0.5), params)
+
+
+def close(x, y, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), x, y)
+
+
+def test_weights_are_matrices_by_name(params):
+    found = transformations.weights(params)
+    assert found == {
+        "conv": {"kernel": True, "bias": False},
+        "norm": {"scale": False, "bias": False},
+        "embed": {"embedding": True},
+        "dense": {"kernel": True, "bias": False},
+    }
+    assert not transformations.weights(params, ("kernel",))["embed"]["embedding"]
+    assert not transformations.weights({"kernel": jnp.zeros(3)})["kernel"]
+
+
+def test_decay_takes_a_part_of_the_weights_alone(params):
+    decayed = transformations.decoupled_decay(optax.sgd(0.1), 0.3, lambda state: 0.1)
+    updates, _ = decayed.update(constant(params), decayed.init(params), params)
+    lost = lambda p, is_weight: -0.1 * 0.5 - 0.1 * 0.3 * p * is_weight  # noqa: E731
+    close(updates, jax.tree.map(lost, params, transformations.weights(params)))
+
+
+@pytest.mark.parametrize("largest", [0.1, 1e6])
+def test_clipping_reaches_the_gradients_that_an_optimizer_asks_for(params, largest):
+    asking = optax.GradientTransformationExtraArgs(
+        lambda params: (), lambda grads, state, params, *, grad_fn, **_: ((grads, grad_fn(params)), state)
+    )
+    clipped = transformations.clip_gradients(asking, largest)
+    grads = constant(params)
+    twice = lambda p: jax.tree.map(lambda g: 2 * g, grads)  # noqa: E731
+    (first, second), _ = clipped.update(grads, clipped.init(params), params, grad_fn=twice)
+    norm = float(optax.global_norm(grads))
+    assert float(optax.global_norm(first)) == pytest.approx(min(norm, largest), rel=1e-5)
+    assert float(optax.global_norm(second)) == pytest.approx(min(2 * norm, largest), rel=1e-5)
+
+
+def test_max_norm_bounds_the_incoming_weights_of_each_unit(params):
+    project = transformations.project_to_max_norm(1.5)
+    step = constant(params)
+    updates, _ = project.update(step, project.init(params), params)
+    new = optax.apply_updates(params, updates)
+    for layer, inputs in (("conv", (0, 1, 2)), ("dense", 0)):
+        free = params[layer]["kernel"] + step[layer]["kernel"]
+        norm = np.sqrt(np.square(free).sum(inputs))  # (units,)
+        assert np.any(norm > 1.5) and (layer == "conv" or np.any(norm < 1.5))
+        close(new[layer]["kernel"], free * np.minimum(1, 1.5 / norm))
+    rest = lambda tree: (tree["norm"], tree["embed"], tree["dense"]["bias"], tree["conv"]["bias"])  # noqa: E731
+    close(rest(new), rest(optax.apply_updates(params, step)))
+
+
+def test_a_unit_without_weights_survives_max_norm():
+    project = transformations.project_to_max_norm(1.0)
+    params = {"kernel": jnp.zeros((3, 2))}
+    updates, _ = project.update(params, project.init(params), params)
+    close(updates, params)
+
+
+def test_the_average_is_the_weighted_mean_of_what_is_evaluated():
+    doubled = lambda state, params: jax.tree.map(lambda p: 2 * p, params)  # noqa: E731
+    averaging = transformations.average(optax.sgd(1.0), 0.8, doubled)
+    params = {"w": jnp.array([1.0, -2.0])}
+    state = averaging.init(params)
+    close(transformations.averaged(state, params), params)
+    visited = []
+    for g in (0.3, -0.1, 0.2, 0.5):
+        updates, state = averaging.update({"w": jnp.full(2, g)}, state, params)
+        params = optax.apply_updates(params, updates)
+        visited.append(2 * np.asarray(params["w"]))
+        weights = 0.8 ** np.arange(len(visited))[::-1]
+        close(transformations.averaged(state, params)["w"], np.average(visited, axis=0, weights=weights))
+
+
+def test_an_optimizer_sleeps_until_rate_times_gradient_is_not_zero():
+    params = {"w": jnp.ones(2)}
+    zero, one = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+    for rate, grads, count in ((0.0, one, 0), (0.1, zero, 0), (0.1, one, 1)):
+        sleeping = transformations.from_first_gradient(optax.adam(rate), rate)
+        updates, (awake, inner) = sleeping.update(grads, sleeping.init(params), params)
+        assert bool(awake) == count and int(inner[0].count) == count
+        close(updates, {"w": jnp.full(2, -0.1 * count)}, rtol=1e-3)
+    _, state = sleeping.update(one, sleeping.init(params), params)
+    _, (awake, inner) = sleeping.update(zero, state, params)
+    assert bool(awake) and int(inner[0].count) == 2, "once awake it stays so"
+
+
+def test_promotion_is_of_the_optimizer_alone():
+    mixing = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.int32(2), updates))
+    params = {"w": jnp.ones(2)}
+    with jax.numpy_dtype_promotion("strict"):
+        promoted = transformations.promote(mixing)
+        updates, _ = promoted.update(params, promoted.init(params), params)
+        assert updates["w"].dtype == jnp.float32
+        with pytest.raises(jax.errors.TypePromotionError if hasattr(jax.errors, "TypePromotionError") else Exception):
+            jnp.float32(1) * jnp.int32(2)

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn import metrics
+from deeplearn.tasks import transformations
+from deeplearn.tasks.classification import classification
+from deeplearn.tasks.regression import regression
+
+
+class Net(nn.Module):
+    """Dropout and batch norm, so that rng and model state matter."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(8)(x.reshape(x.shape[0], -1))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
+
+
+def images(key, number=7):
+    labels = jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, 3)
+    return {"image": jax.random.normal(key, (number, 2, 2, 1)), "label": labels}
+
+
+@pytest.fixture
+def task():
+    return classification(Net(), (2, 2, 1), 3)
+
+
+def test_classification_loss(task, key):
+    params, model_state = task.init(key)
+    batch = images(key)
+    loss, (new_state, found) = task.loss(params, model_state, batch, key)
+    assert set(model_state) == set(new_state) == {"batch_stats"}
+    assert not jnp.allclose(*(s["batch_stats"]["BatchNorm_0"]["mean"] for s in (model_state, new_state)))
+    assert loss.dtype == jnp.float32 and 0 <= found["accuracy"] <= 1
+    assert task.loss(params, model_state, batch, key)[0] == loss  # the same rng, the same dropout
+    assert task.loss(params, model_state, batch, jax.random.fold_in(key, 1))[0] != loss
+
+
+def test_classification_evaluation(task, key):
+    """Against NumPy; padding rows count for nothing, whatever is in them."""
+    params, model_state = task.init(key)
+    batch = images(key)
+    logits = np.asarray(task.predict(params, model_state, batch), np.float64)
+    labels = np.asarray(batch["label"])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    guess = logits.argmax(-1)
+    padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:2] * 0 + 1]), batch)
+    padded["mask"] = jnp.arange(9.0) < 7
+    padded["mask"] = padded["mask"].astype(jnp.float32)
+    for rows in (batch, padded):
+        found = metrics.result(task.evaluate(params, model_state, rows, key))
+        np.testing.assert_allclose(found["loss"], -log_p[np.arange(7), labels].mean(), rtol=1e-5)
+        np.testing.assert_allclose(found["accuracy"], (guess == labels).mean(), rtol=1e-6)
+        expected = np.zeros((3, 3))
+        np.add.at(expected, (labels, guess), 1)
+        np.testing.assert_allclose(found["confusion"], expected / 7, rtol=1e-6)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(found["class_accuracy"], np.diag(expected) / expected.sum(1), rtol=1e-6)
+
+
+def test_sums_add_up_over_batches(task, key):
+    params, model_state = task.init(key)
+    batch = images(key)
+    whole = task.evaluate(params, model_state, batch, key)
+    parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 3), slice(3, 7))]
+    summed = metrics.add(*(task.evaluate(params, model_state, part, key) for part in parts))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, summed)
+
+
+def test_regression(key):
+    batch = {"inputs": jax.random.normal(key, (5, 3)), "targets": jnp.ones((5, 2))}
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(2)(x)
+
+    task = regression(Linear(), (3,), baseline=lambda x: x[:, :2])
+    params, model_state = task.init(key)
+    assert model_state == {}
+    prediction = np.asarray(task.predict(params, model_state, batch))
+    loss, (_, found) = task.loss(params, model_state, batch, key)
+    np.testing.assert_allclose(loss, np.square(prediction - 1).mean(), rtol=1e-6)
+    mask = jnp.array([1.0, 1, 1, 0, 0])
+    values = metrics.result(task.evaluate(params, model_state, {**batch, "mask": mask}, key))
+    np.testing.assert_allclose(values["loss"], np.square(prediction[:3] - 1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(values["baseline_loss"], np.square(batch["inputs"][:3, :2] - 1).mean(), rtol=1e-6)
+
+
+def test_regularize(task, key):
+    """Weights only, and not in evaluation."""
+    params, model_state = task.init(key)
+    batch = images(key)
+    both = transformations.regularize(task, l1=0.1, l2=0.2)
+    plain, _ = task.loss(params, model_state, batch, key)
+    loss, (_, found) = both.loss(params, model_state, batch, key)
+    kernels = [np.asarray(params[name]["kernel"], np.float64) for name in ("Dense_0", "Dense_1")]
+    penalty = sum(0.1 * np.abs(w).sum() + 0.1 * np.square(w).sum() for w in kernels)
+    np.testing.assert_allclose(found["penalty"], penalty, rtol=1e-5)
+    np.testing.assert_allclose(loss, plain + penalty, rtol=1e-5)
+    assert both.evaluate is task.evaluate
+    assert transformations.regularize(task) is task
+
+
+def test_preprocess_everywhere_and_augment_in_training_only(task, key):
+    params, model_state = task.init(key)
+    batch = images(key)
+
+    def double(batch):
+        return {**batch, "image": 2 * batch["image"]}
+
+    twice = jax.tree.map(lambda x: x, double(batch))
+    before = transformations.preprocess(task, double)
+    assert before.loss(params, model_state, batch, key)[0] == task.loss(params, model_state, twice, key)[0]
+    assert (before.predict(params, model_state, batch) == task.predict(params, model_state, twice)).all()
+
+    def shift(rng, batch):
+        return {**batch, "image": batch["image"] + jax.random.normal(rng, ())}
+
+    augmented = transformations.augment(task, shift)
+    losses = [augmented.loss(params, model_state, batch, jax.random.fold_in(key, i))[0] for i in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    assert augmented.evaluate is task.evaluate and augmented.predict is task.predict

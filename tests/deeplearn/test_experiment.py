@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn import experiment
+from deeplearn.config import base_config
+from deeplearn.data.sources import Arrays
+from deeplearn.data.splits import Data
+from deeplearn.errors import UserError
+from deeplearn.tasks.regression import regression
+
+
+def data(size):
+    split = Arrays({"inputs": np.zeros((size, 3), np.float32), "targets": np.zeros((size, 1), np.float32)})
+    return Data("zeros", split, split, split)
+
+
+def wire(size=100, **fields):
+    return experiment.wire(base_config(**fields), regression(nn.Dense(1), (3,)), data(size))
+
+
+@pytest.mark.parametrize(
+    "text, target",
+    [
+        ("", None),
+        ("accuracy>=0.99", experiment.Target("accuracy", True, 0.99)),
+        (" loss <= 1e-3 ", experiment.Target("loss", False, 1e-3)),
+    ],
+)
+def test_target(text, target):
+    assert experiment.parse_target(text) == target
+
+
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=0.9", "accuracy>=high", ">=0.9", "loss<=1e"])
+def test_target_of_another_form(text):
+    with pytest.raises(UserError, match="METRIC>=NUMBER"):
+        experiment.parse_target(text)
+
+
+@pytest.mark.parametrize("value, rises, falls", [(0.4, False, True), (0.5, True, True), (0.6, True, False)])
+def test_reached(value, rises, falls):
+    assert experiment.Target("x", True, 0.5).reached(value) == rises
+    assert experiment.Target("x", False, 0.5).reached(value) == falls
+
+
+@pytest.mark.parametrize(
+    "fields, batch_size, steps, eval_every, log_every, checkpoint_every",
+    [
+        ({"batch_size": 32, "epochs": 2.0}, 32, 7, 4, 4, 4),  # ceil(200 / 32) steps, ceil(100 / 32) an epoch
+        ({"batch_size": 32, "steps": 1000, "eval_every": 100}, 32, 1000, 100, 100, 100),
+        ({"batch_size": 32, "steps": 1000, "eval_every": 500, "log_every": 50}, 32, 1000, 500, 50, 500),
+        ({"batch_size": 32, "steps": 10, "checkpoint_every": 3}, 32, 10, 4, 4, 3),
+        ({"batch_size": 512}, 100, 10, 1, 1, 1),  # no batch is larger than the data
+        ({"optimizer": "gradient_descent", "epochs": 3.0}, 100, 3, 1, 1, 1),
+        ({"optimizer": "sgd", "epochs": 3.0}, 1, 300, 100, 100, 100),
+    ],
+)
+def test_budget(fields, batch_size, steps, eval_every, log_every, checkpoint_every):
+    e = wire(**fields)
+    assert (e.batch_size, e.steps) == (batch_size, steps)
+    assert (e.eval_every, e.log_every, e.checkpoint_every) == (eval_every, log_every, checkpoint_every)
+
+
+def test_an_optimizer_of_ones_own():
+    from deeplearn import optimizers
+
+    mine = optimizers.make("adam", learning_rate=0.5)
+    assert experiment.wire(base_config(), regression(nn.Dense(1), (3,)), data(10), optimizer=mine).optimizer is mine
+
+
+@pytest.mark.parametrize(
+    "path, said", [("experiments/mnist_cn.py", "mnist_cnn"), ("digit_mlp", "digits_mlp"), ("zzz.py", "there are: ")]
+)
+def test_unknown_experiment(path, said):
+    with pytest.raises(UserError, match=f"unknown experiment .*{said}"):
+        experiment.find(path)
+
+
+def test_found_by_its_name():
+    assert experiment.find("digits_mlp").name == "digits_mlp.py"
+
+
+def test_a_file_that_is_no_experiment(tmp_path):
+    (tmp_path / "a.py").write_text("def get_config(): pass\n")
+    with pytest.raises(UserError, match=r"no function build\(\)"):
+        experiment.load(str(tmp_path / "a.py"))

@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn import optimizers
+from deeplearn.tasks import transformations
+from deeplearn.tasks.classification import classification
+from deeplearn.training import feed, step
+from deeplearn.training.state import create
+
+
+class Net(nn.Module):
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(16)(x.reshape(x.shape[0], -1))
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(3)(nn.tanh(x))
+
+
+def make(optimizer="adam", batch_norm=False, **options):
+    task = classification(Net(batch_norm), (2, 2, 1), 3)
+    optimizer = optimizers.make(optimizer)
+    return task, optimizer, step.make_step(task, optimizer, **options)
+
+
+@pytest.fixture
+def arrays(key):
+    return {"image": jax.random.normal(key, (50, 2, 2, 1)), "label": jnp.arange(50) % 3}
+
+
+def assert_equal(a, b):
+    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(data(x), data(y)), a, b)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_the_gradient_of_the_whole_batch(arrays, parts):
+    batch = jax.tree.map(lambda x: x[:8], arrays)
+    task, optimizer, whole = make("momentum")
+    *_, accumulated = make("momentum", accumulate=parts)
+    state = create(task, optimizer, 0)
+    (a, found_a), (b, found_b) = whole(state, batch), accumulated(state, batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.params, b.params)
+    np.testing.assert_allclose(found_a["loss"], found_b["loss"], rtol=1e-6)
+
+
+def test_accumulation_takes_less_memory():
+    task, optimizer, _ = make()
+    state = jax.eval_shape(lambda: create(task, optimizer, 0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((4096, 2, 2, 1), jnp.float32),
+        "label": jax.ShapeDtypeStruct((4096,), jnp.int32),
+    }
+    sizes = [
+        jax.jit(make(accumulate=parts)[2]).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+        for parts in (1, 8)
+    ]
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_any_chunking_gives_the_same_bits(arrays):
+    """Dropout and batch norm included: this is what makes a resumed run equal to an unbroken one."""
+    task, optimizer, one = make(batch_norm=True)
+    chunk = jax.jit(step.make_chunk(one, feed.gather(8, 10)))
+    state = create(task, optimizer, 3)
+    ends = []
+    for lengths in ((10, 10), (3, 7, 9, 1), (1,) * 20):
+        current = state
+        for length in lengths:
+            current, _ = chunk(current, arrays, length)
+        ends.append(current)
+    assert int(ends[0].step) == 20
+    assert_equal(ends[0], ends[1])
+    assert_equal(ends[0], ends[2])
+
+
+def test_metrics_are_means_over_the_chunk(arrays):
+    task, optimizer, one = make()
+    chunk = jax.jit(step.make_chunk(one, feed.gather(8, 4)))
+    state, losses = create(task, optimizer, 0), []
+    _, together = chunk(state, arrays, 4)
+    for _ in range(4):
+        state, found = chunk(state, arrays, 1)
+        losses.append(found["loss"])
+    np.testing.assert_allclose(together["loss"], np.mean(losses), rtol=1e-6)
+    assert len(set(map(float, losses))) == 4 and together["gradient_norm"] > 0
+
+
+def test_streamed_batches_are_those_that_lie_on_the_device(arrays):
+    task, optimizer, one = make(batch_norm=True)
+    state = create(task, optimizer, 0)
+    resident, _ = step.make_chunk(one, feed.gather(8, 5))(state, arrays, 5)
+    batch = feed.gather(8, 5)(state, arrays)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch(i) for i in range(5)))
+    streamed, _ = step.make_chunk(one, lambda state, data: lambda i: jax.tree.map(lambda x: x[i], data))(state, stacked, 5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), resident.params, streamed.params)
+
+
+def test_seeds_differ_and_repeat():
+    task, optimizer, _ = make()
+    a, b, c = (create(task, optimizer, seed).params for seed in (0, 0, 1))
+    assert_equal(a, b)
+    assert not jnp.allclose(a["Dense_0"]["kernel"], c["Dense_0"]["kernel"])
+
+
+def test_with_parameters_is_differentiated_through(arrays):
+    task, *_ = make()
+    halved = transformations.with_parameters(task, lambda params: jax.tree.map(lambda x: x / 2, params))
+    params, model_state = task.init(jax.random.key(0))
+    batch = jax.tree.map(lambda x: x[:8], arrays)
+    args = ({}, batch, jax.random.key(1))
+    gradient = jax.grad(halved.loss, has_aux=True)(params, *args)[0]
+    direct = jax.grad(task.loss, has_aux=True)(jax.tree.map(lambda x: x / 2, params), *args)[0]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y / 2, atol=1e-6), gradient, direct)
