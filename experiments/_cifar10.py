@@ -16,8 +16,7 @@ def get_config(**fields):
         **{
             "dataset": "cifar10",
             "augment": True,
-            "optimizer": "adamw",
-            "learning_rate": 0.001,
+            "optimizer": "adamw",  # at its default, 0.001
             "schedule": "cosine(warmup=0.05)",
             "batch_size": 64,
             "epochs": 10.0,

@@ -19,7 +19,7 @@ def get_config():
         channels=(32, 64),
         hidden=128,
         dropout=0.0,
-        learning_rate=0.001,
+        optimizer="adam",  # at its default, 0.001
         batch_size=64,
         epochs=10.0,
         log_every=200,

@@ -16,7 +16,7 @@ def get_config():
     return base_config(
         cell="rnn",
         hidden=32,
-        learning_rate=0.001,
+        optimizer="adam",  # at its default, 0.001
         batch_size=32,
         epochs=10.0,
         target="loss<=0.02",

@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     Fields:
       title: its name, for people.
       package: what must be installed.
-      module, function: where its candidates come from, `Case -> list of Contender`; the quickest of them is measured.
+      module, function: where its candidates come from, `Case -> list of Contender`; the quickest is measured.
     """
 
     title: str

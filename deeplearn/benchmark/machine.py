@@ -31,12 +31,13 @@ def version(package: str) -> str | None:
 
 
 def describe() -> dict:
-    """Cores, processor, system, versions and date, fit for JSON."""
+    """Cores, processor, system, versions, load and date, fit for JSON."""
     return {
         "cores": cores(),
         "processor": processor(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
+        "load": os.getloadavg()[0],  # of the last minute: what else ran
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

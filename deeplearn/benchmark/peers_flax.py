@@ -1,4 +1,4 @@
-"""The models as Flax's own layers make them, trained as Flax's examples do: a jitted step, called in a Python loop.
+"""The models as Flax's own layers make them, trained as Flax's examples do: a jitted step in a Python loop.
 
 Source: the examples of flax (mnist, imagenet, seq2seq), https://github.com/google/flax/tree/main/examples
 """
@@ -77,7 +77,17 @@ class ResNet20(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Conv(16, (3, 3), use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-        for channels, stride in ((16, 1), (16, 1), (16, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)):
+        for channels, stride in (
+            (16, 1),
+            (16, 1),
+            (16, 1),
+            (32, 2),
+            (32, 1),
+            (32, 1),
+            (64, 2),
+            (64, 1),
+            (64, 1),
+        ):
             x = ResidualBlock(channels, stride)(x, train)
         return nn.Dense(10)(x.mean(axis=(1, 2)))
 

@@ -1,11 +1,11 @@
 """The models as PyTorch's users write them; PyTorch is imported nowhere else in the library.
 
-The images of convolutional models lie contiguous or channels last, whichever is quicker.
 Source: the examples and the performance tuning guide of PyTorch, https://pytorch.org/tutorials
 """
 
 from functools import partial
 from itertools import cycle
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 128, kernel_size=4, stride=4)
         self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 128))
-        layer = nn.TransformerEncoderLayer(
-            128, 4, 512, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
+        # GELU is exact here and Flax's an approximation by tanh: each framework's default, and the quicker there.
+        options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(128, 4, 512, **options)
         self.layers = nn.TransformerEncoder(layer, 4, norm=nn.LayerNorm(128), enable_nested_tensor=False)
         self.head = nn.Linear(128, 10)
 
@@ -98,27 +98,38 @@ MODELS = {
 }
 
 
-def train(case: Case, memory_format=torch.contiguous_format, compiled: bool = False) -> Contender:
-    """A training run of the case in one layout of its images."""
-    torch.set_num_threads(cores())  # its own default counts no second thread of a core
+class Variant(NamedTuple):
+    """What its users try to make PyTorch quick on a CPU."""
+
+    memory_format: torch.memory_format = torch.contiguous_format
+    threads: int = cores()
+    name: str = ""
+
+
+LAYOUTS = (Variant(), Variant(memory_format=torch.channels_last, name="channels last"))
+THREADS = (Variant(), Variant(threads=1, name="1 thread"))  # a tiny network is not worth a second one
+VARIANTS = {"cnn": LAYOUTS, "resnet": LAYOUTS, "rnn": THREADS}
+
+
+def train(case: Case, variant: Variant, compiled: bool) -> Contender:
+    """A training run of the case."""
     torch.manual_seed(0)
     model = MODELS[case.model]()
     parameters = sum(p.numel() for p in model.parameters())
-    batches = []
-    for x, y in prepared(case):
-        x, y = torch.from_numpy(x), torch.from_numpy(y)
-        if x.ndim == 4:  # an image
-            x, y = x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format), y.long()  # (B, C, H, W)
-        batches.append((x, y))
-    if batches[0][0].ndim == 4:
-        model = model.to(memory_format=memory_format)
-    loss_function = F.cross_entropy if batches[0][1].ndim == 1 else F.mse_loss
+    batches = [tuple(map(torch.from_numpy, batch)) for batch in prepared(case)]
+    loss_function = F.mse_loss
+    if batches[0][0].ndim == 4:  # images, which PyTorch has as (B, C, H, W)
+        layout = {"memory_format": variant.memory_format}
+        batches = [(x.permute(0, 3, 1, 2).contiguous(**layout), y.long()) for x, y in batches]
+        model = model.to(**layout)
+        loss_function = F.cross_entropy
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     batches = cycle(batches)
     if compiled:
         model = torch.compile(model)
 
     def run(steps):
+        torch.set_num_threads(variant.threads)
         for _ in range(steps):
             x, y = next(batches)
             optimizer.zero_grad(set_to_none=True)
@@ -127,21 +138,18 @@ def train(case: Case, memory_format=torch.contiguous_format, compiled: bool = Fa
             optimizer.step()
         return loss.item()
 
-    return Contender(run, parameters, "channels last" if memory_format == torch.channels_last else "")
+    return Contender(run, parameters, variant.name)
 
 
 def candidates(case: Case, compiled: bool = False) -> list[Contender]:
-    """Eager PyTorch, in each layout that makes a difference."""
-    formats = [torch.contiguous_format]
-    if case.model in ("cnn", "resnet"):
-        formats.append(torch.channels_last)
-    return [train(case, memory_format, compiled) for memory_format in formats]
+    """Eager PyTorch, in each variant that may be the quickest."""
+    return [train(case, variant, compiled) for variant in VARIANTS.get(case.model, [Variant()])]
 
 
 def compiled_candidates(case: Case) -> list[Contender]:
-    """The same through torch.compile; Unavailable where that fails, which needs a C++ compiler."""
-    contenders = candidates(case, compiled=True)
+    """The same through torch.compile; Unavailable where that fails: it needs a C++ compiler."""
     try:
+        contenders = candidates(case, compiled=True)
         for contender in contenders:
             contender.run(1)
     except Exception as error:  # whatever a compiler of another project raises

@@ -44,13 +44,20 @@ def ratios(results: Results, peer: str) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in rounds.items() if values}
 
 
+def geometric_means(results: Results) -> dict[str, float]:
+    """Over the cases, of the median ratio to each peer that took part."""
+    values = {peer: ratios(results, peer).values() for peer in PEERS}
+    return {peer: statistics.geometric_mean(ratio) for peer, ratio in values.items() if ratio}
+
+
 def judge(results: Results) -> list[tuple[Goal, float]]:
     """Every goal that has a figure, and the figure."""
     judged = []
     for goal in GOALS:
-        values = [v for name, v in ratios(results, goal.peer).items() if CASES[name].max_pooling or not goal.max_pooling]
-        if values:
-            judged.append((goal, STATISTICS[goal.statistic](values)))
+        values = ratios(results, goal.peer)
+        counted = [value for name, value in values.items() if CASES[name].max_pooling or not goal.max_pooling]
+        if counted:
+            judged.append((goal, STATISTICS[goal.statistic](counted)))
     return judged
 
 
@@ -74,11 +81,10 @@ def markdown(results: Results) -> str:
             else:
                 cells += [case[peer], ""]
         lines.append(markdown_row(cells))
-    means = ["geometric mean", ""]
+    means, last = geometric_means(results), ["geometric mean", ""]
     for peer in PEERS:
-        values = ratios(results, peer).values()
-        means += ["", f"{statistics.geometric_mean(values):.2f}" if values else ""]
-    return "\n".join([*lines, markdown_row(means)])
+        last += ["", f"{means[peer]:.2f}" if peer in means else ""]
+    return "\n".join([*lines, markdown_row(last)])
 
 
 def verdicts(results: Results) -> str:
@@ -88,6 +94,31 @@ def verdicts(results: Results) -> str:
         where = ", where it pools by the maximum" * goal.max_pooling
         wanted = f"{goal.value} x {CONTENDERS[goal.peer].title}, {goal.statistic}{where}"
         lines.append(f"{'met   ' if value >= goal.value else 'missed'} {wanted}: {value:.2f}")
+    return "\n".join(lines)
+
+
+def machine_line(machine: dict) -> str:
+    """The machine in one line, for above a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    date = machine["date"].partition("T")[0]
+    hardware = f"{machine['cores']} cores, {machine['processor']} (load before: {machine['load']:.1f})"
+    return f"{hardware}, Python {machine['python']}, {versions}; {date}\n"
+
+
+def startup_markdown(figures: dict[str, float]) -> str:
+    """What the startup took, a row a figure.
+
+    >>> print(startup_markdown({"help_seconds": 0.25, "peak_memory_ours_bytes": 3.5e8}))
+    | startup | |
+    | --- | ---: |
+    | help | 0.25 s |
+    | peak memory ours | 350 MB |
+    """
+    lines = [markdown_row(["startup", ""]), markdown_row(["---", "---:"])]
+    for name, value in figures.items():
+        *words, unit = name.split("_")
+        text = f"{value:.2f} s" if unit == "seconds" else f"{value / 1e6:,.0f} MB"
+        lines.append(markdown_row([" ".join(words), text]))
     return "\n".join(lines)
 
 
@@ -103,32 +134,11 @@ def as_json(results: Results) -> dict:
                 contenders[contender] = {"not_available": figures}
         for peer in PEERS:
             if values := round_ratios(case, peer):
-                against[peer] = {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+                median = statistics.median(values)
+                against[peer] = {"median": median, "least": min(values), "greatest": max(values)}
         about = {"about": CASES[name].about, "batch_size": CASES[name].batch_size}
         cases[name] = {**about, "contenders": contenders, "ours_over": against}
-    means = {peer: statistics.geometric_mean(values) for peer in PEERS if (values := ratios(results, peer).values())}
-    goals = [{**goal._asdict(), "figure": value, "met": value >= goal.value} for goal, value in judge(results)]
-    return {"cases": cases, "geometric_means": means, "goals": goals}
-
-
-def machine_line(machine: dict) -> str:
-    """The machine in one line, for above a table."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    date = machine["date"].partition("T")[0]
-    return f"{machine['cores']} cores, {machine['processor']}, Python {machine['python']}, {versions}; {date}\n"
-
-
-def startup_markdown(figures: dict[str, float]) -> str:
-    """What the startup took, a row a figure.
-
-    >>> print(startup_markdown({"help_seconds": 0.25, "peak_memory_ours_bytes": 3.5e8}))
-    | startup | |
-    | --- | ---: |
-    | help | 0.25 s |
-    | peak memory ours | 350 MB |
-    """
-    lines = [markdown_row(["startup", ""]), markdown_row(["---", "---:"])]
-    for name, value in figures.items():
-        *words, unit = name.split("_")
-        lines.append(markdown_row([" ".join(words), f"{value:.2f} s" if unit == "seconds" else f"{value / 1e6:,.0f} MB"]))
-    return "\n".join(lines)
+    goals = [
+        {**goal._asdict(), "figure": value, "met": value >= goal.value} for goal, value in judge(results)
+    ]
+    return {"cases": cases, "geometric_means": geometric_means(results), "goals": goals}

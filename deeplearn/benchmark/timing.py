@@ -1,8 +1,8 @@
 """Who is how fast: contenders in processes of their own, which take turns.
 
-A process apiece, because the threads of two frameworks in one process get in each other's way; one works at a time and
-the others sleep. What a machine does beside the benchmark meets all contenders alike, so the ratios within a round are
-steadier than the rates.
+A process apiece, because the threads of two frameworks in one process get in each other's way; one works at a
+time and the others sleep. What a machine does beside the benchmark meets all contenders alike, so the ratios
+within a round are steadier than the rates.
 """
 
 import multiprocessing
@@ -81,7 +81,7 @@ def quickest(contenders: list[Contender], seconds: float) -> tuple[Contender, fl
 
 
 def work(connection, name: str, case_name: str, seconds: float) -> None:
-    """A contender's process: sends its parameters and detail, or Unavailable; then answers each request with a Turn.
+    """A contender's process: sends its parameters and detail, or Unavailable; then a Turn for each request.
 
     A request is the number of seconds to run for. The process ends when the other side hangs up.
     """

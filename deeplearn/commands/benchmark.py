@@ -1,9 +1,10 @@
 """measure examples a second against PyTorch and plain Flax, and the time to start
 
-    python -m deeplearn benchmark [--cases=mnist_cnn_64,lstm] [--rounds=5] [--seconds=2] [--output=benchmark.json]
+    python -m deeplearn benchmark [--cases=mnist_cnn_64,lstm] [--rounds=5] [--seconds=2] [--output=FILE.json]
 
-Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile. PyTorch takes
-part where it is installed. The case `startup` is the time to the help and to the first step, compilation and memory.
+Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile.
+PyTorch takes part where it is installed. The case `startup` is the time to the help and to the first step,
+compilation and memory.
 """
 
 import json

@@ -46,7 +46,7 @@ def train(experiment, workdir: Path) -> None:
             state, progress = restored.state, loop.Progress(**restored.metadata)
             print(f"going on from the checkpoint of step {restored.step:,} of {experiment.steps:,}", file=sys.stderr)
         else:
-            report.before(workdir, experiment, state)
+            report.before(workdir, experiment)
         start = restored.step if restored else None
         log = logs.open_logs(workdir, start)
         stack.callback(log.close)

@@ -7,7 +7,8 @@ import numpy as np
 
 from deeplearn.comparison import table
 from deeplearn.comparison.sweep import Sweep
-from deeplearn.pictures.style import COLORS, figure, save
+from deeplearn.files import writing
+from deeplearn.pictures import style
 
 LABELS = {
     "loss": "training loss",
@@ -63,54 +64,66 @@ def write_curves(path, sweeps: list[Sweep]) -> None:
                     writer.writerow([sweep.optimizer, float(rate), int(seed), *place, *values])
 
 
+def line_style(number: int) -> dict:
+    """The look of the n-th optimizer: a colour of its own, then the same colours dashed, dotted, dash-dotted."""
+    dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+    colours = style.COLOURS
+    return {"color": colours[number % len(colours)], "linestyle": dashes[number // len(colours) % len(dashes)]}
+
+
 def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: str) -> None:
     """The curves of each optimizer at its best learning rate: the median over seeds, the band from least to most."""
     names = [name for name in LABELS if name in sweeps[0].curves]
     rates = {row.optimizer: row.learning_rate for row in rows}
-    fig = figure(4.2 * len(names), 3.9)
-    axes = fig.subplots(1, len(names), squeeze=False)[0]
-    for i, sweep in enumerate(sweeps):
-        runs = sweep.learning_rates == rates[sweep.optimizer]
-        for ax, name in zip(axes, names, strict=True):
-            values = np.where(np.isfinite(sweep.curves[name][runs]), sweep.curves[name][runs], np.nan)  # (S, E)
-            color, dash = COLORS[i % len(COLORS)], ("-", "--", ":", "-.")[i // len(COLORS) % 4]
-            label = f"{sweep.optimizer}, {number(rates[sweep.optimizer], 2)}"
-            ax.plot(sweep.epochs, np.median(values, axis=0), dash, color=color, label=label, linewidth=1.6)
-            ax.fill_between(sweep.epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
-    for ax, name in zip(axes, names, strict=True):
-        ax.set(xlabel="epochs", title=LABELS[name])
-        if "loss" in name:
-            ax.set_yscale("log")
-        else:  # the interesting part of an accuracy is near its top
-            finals = np.concatenate([sweep.curves[name][:, -1] for sweep in sweeps])
-            top = np.nanmax(finals)
-            ax.set_ylim(max(0.0, top - 0.25), min(1.0, top + 0.01))
-        if name == metric and math.isfinite(goal.value):
-            ax.axhline(goal.value, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    save(fig, path)
+    with style.picture(path, 3.6 * len(names), 4.0) as figure:
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            axes.set(xlabel="epochs", title=LABELS[name])
+            if "loss" in name:
+                axes.set_yscale("log")
+            lowest = []
+            for i, sweep in enumerate(sweeps):
+                runs = (sweep.learning_rates == rates[sweep.optimizer]) & ~sweep.diverged
+                if not runs.any():
+                    continue
+                values = sweep.curves[name][runs]  # (S, E)
+                middle, look = np.median(values, axis=0), line_style(i)
+                label = f"{sweep.optimizer} ({number(rates[sweep.optimizer], 2)})"
+                axes.plot(sweep.epochs, middle, label=label, **look)
+                low, high = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(sweep.epochs, low, high, color=look["color"], alpha=0.12, linewidth=0)
+                lowest.append(middle[len(middle) // 4])
+            if "accuracy" in name and lowest:  # what tells them apart is near the top
+                axes.set_ylim(max(0.0, min(lowest)), None)
+            if name == metric and math.isfinite(goal.value):
+                axes.axhline(goal.value, color=style.FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 
 def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
     """The last value against the learning rate, every optimizer: how wide its basin is, and where it falls off."""
-    fig = figure(7.5, 4.4)
-    ax = fig.subplots()
-    for i, sweep in enumerate(sweeps):
-        values = np.where(sweep.diverged, np.nan, sweep.curves[metric][:, -1])
-        rates = np.unique(sweep.learning_rates)
-        groups = [values[sweep.learning_rates == rate] for rate in rates]
-        color, dash = COLORS[i % len(COLORS)], ("-", "--", ":", "-.")[i // len(COLORS) % 4]
-        whole = np.array([np.isfinite(group).all() for group in groups])
-        middle = np.array([np.median(group) for group in groups])  # NaN where a seed diverged
-        ax.plot(rates, middle, f"o{dash}", color=color, label=sweep.optimizer, markersize=4, linewidth=1.4)
-        low, high = (np.array([f(group) for group in groups]) for f in (np.min, np.max))
-        ax.fill_between(rates, low, high, where=whole, color=color, alpha=0.15, linewidth=0)
-        fallen = [rate for rate, ok in zip(rates, whole, strict=True) if not ok]
-        ax.plot(fallen, [0.02 + 0.02 * i] * len(fallen), "x", color=color, transform=ax.get_xaxis_transform(), markersize=5)
-    ax.set(xscale="log", xlabel="learning rate (x: a seed diverged)", ylabel=f"final {LABELS.get(metric, metric)}")
-    ax.legend(frameon=False, ncols=2)
-    save(fig, path)
+    with style.picture(path, style.WIDTH, 4.4) as figure:
+        axes = figure.subplots()
+        tops = []
+        for i, sweep in enumerate(sweeps):
+            values = np.where(sweep.diverged, np.nan, sweep.curves[metric][:, -1])
+            rates = np.unique(sweep.learning_rates)
+            groups = [values[sweep.learning_rates == rate] for rate in rates]
+            whole = np.array([np.isfinite(group).all() for group in groups])
+            look = line_style(i)
+            middle = np.array([np.median(group) for group in groups])  # NaN where a seed diverged
+            axes.plot(rates, middle, marker="o", markersize=4, label=sweep.optimizer, **look)
+            low, high = (np.array([f(group) for group in groups]) for f in (np.min, np.max))
+            axes.fill_between(rates, low, high, where=whole, color=look["color"], alpha=0.12, linewidth=0)
+            fallen = rates[~whole]
+            height = np.full(len(fallen), 0.02 + 0.02 * i)
+            axes.plot(fallen, height, "x", color=look["color"], transform=axes.get_xaxis_transform(), markersize=5)
+            tops.extend(middle[np.isfinite(middle)])
+        axes.set(xscale="log", xlabel="learning rate (x: a seed diverged)", ylabel=f"last {LABELS.get(metric, metric)}")
+        if not goal.rises:
+            axes.set_yscale("log")
+        axes.legend(ncols=2)
 
 
 def write(workdir, title: str, sweeps: list[Sweep], goal, metric: str) -> list[str]:

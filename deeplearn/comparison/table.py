@@ -37,13 +37,18 @@ def first_reached(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
 
 
 def best_learning_rate(sweep: Sweep, metric: str, goal: Target) -> float:
-    """The rate whose median over seeds of the final validation value is best.
+    """The rate whose median over seeds of the final validation value is best, of equals the one with the lower loss.
 
     Infinite values take part, so that a rate at which most seeds diverge is never the best.
     """
-    values, sign = final(sweep, metric, goal), 1 if goal.rises else -1
-    rates = np.unique(sweep.learning_rates)
-    return float(max(rates, key=lambda rate: sign * np.median(values[sweep.learning_rates == rate])))
+    values, losses = final(sweep, metric, goal), final(sweep, "validation/loss", Target("loss", False, 0.0))
+    sign = 1 if goal.rises else -1
+
+    def quality(rate):
+        runs = sweep.learning_rates == rate
+        return sign * np.median(values[runs]), -np.median(losses[runs])
+
+    return float(max(np.unique(sweep.learning_rates), key=quality))
 
 
 def row(sweep: Sweep, metric: str, goal: Target) -> Row:

@@ -72,13 +72,14 @@ CELLS = {
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def recurrence(update, x: jax.Array, state: State, kernel: jax.Array, bias: jax.Array):
+def recurrence(update, x: jax.Array, state: State, kernel: jax.Array, bias: jax.Array) -> tuple[State, jax.Array]:
     """Run a cell over time: z_t = [x_t, h_{t-1}] kernel + bias; state_t = update(z_t, state_{t-1}); h_t = state_t[0].
 
-    x: (T, B, D); state: arrays (B, H); kernel: (D + H, n H); bias: (n H,). Returns the last state and every h, (T, B, H).
+    x: (T, B, D); state: arrays (B, H); kernel: (D + H, n H); bias: (n H,). Returns the last state and every h,
+    (T, B, H). All of one dtype.
 
-    The backward pass keeps z and [x, h] of each step and leaves the kernel's gradient to one product after its
-    loop, sum_t [x_t, h_{t-1}]^T dL/dz_t, where autodiff would add one up at every step.
+    The backward pass keeps z and [x, h] of each step and leaves the kernel's gradient to one product after its loop,
+    sum_t [x_t, h_{t-1}]^T dL/dz_t, where autodiff would add one up at every step.
 
     >>> x, h = jnp.ones((3, 2, 1)), jnp.zeros((2, 4))
     >>> (last,), hidden = recurrence(CELLS["rnn"].update, x, (h,), jnp.ones((5, 4)), jnp.zeros(4))
@@ -100,19 +101,19 @@ def _forward(update, x, state, kernel, bias):
 
 
 def _backward(update, residuals, cotangents):
-    saved, kernel = residuals
+    (xh, z, rest), kernel = residuals
     d_last, d_hidden = cotangents
     inputs = kernel.shape[0] - d_hidden.shape[-1]  # D
-    transposed = kernel[inputs:].T  # (n H, H)
+    transposed = kernel[inputs:].T  # (n H, H), once and not at every step
 
     def step(d_state, at):
-        d_h, (xh, z, rest) = at
+        d_h, xh, z, rest = at
         _, pullback = jax.vjp(update, z, (xh[:, inputs:], *rest))
         d_z, (d_previous, *d_rest) = pullback((d_state[0] + d_h, *d_state[1:]))
         return (d_previous + d_z @ transposed, *d_rest), d_z
 
-    d_state, d_z = lax.scan(step, d_last, (d_hidden, saved), reverse=True, unroll=_unroll(d_hidden, d_last))
-    d_kernel = jnp.tensordot(saved[0], d_z, axes=((0, 1), (0, 1)))  # (D + H, n H)
+    d_state, d_z = lax.scan(step, d_last, (d_hidden, xh, z, rest), reverse=True, unroll=_unroll(z, d_last))
+    d_kernel = jnp.tensordot(xh, d_z, axes=((0, 1), (0, 1)))  # (D + H, n H)
     return d_z @ kernel[:inputs].T, d_state, d_kernel, d_z.sum((0, 1))
 
 

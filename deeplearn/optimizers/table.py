@@ -134,7 +134,7 @@ ENTRIES = {
         optax.signum, 1e-3, "the sign of the momentum", "Bernstein et al. 2018, signSGD",
         {"beta": 0.9}, {"beta": Range(0.8, 0.99, "reverse_log")}),
     "lamb": Spec(
-        partial(optax.lamb, mask=weights), 1e-2, "Adam at each layer's own scale, for large batches",
+        partial(optax.lamb, mask=weights), 5e-3, "Adam at each layer's own scale, for large batches",
         "You et al. 2020", {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.0}, BETAS),
     "lars": Spec(
         partial(optax.lars, weight_decay_mask=weights, trust_ratio_mask=weights), 2.0,

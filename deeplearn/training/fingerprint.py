@@ -73,6 +73,5 @@ def fingerprints(leaves: dict[str, jax.Array]) -> dict[str, Fingerprint]:
     """
     reduced = {name: _reduce(x, np.uint32(zlib.crc32(name.encode()))) for name, x in leaves.items()}
     return {
-        name: Fingerprint((int(a), int(b)), bool(finite))
-        for name, (a, b, finite) in jax.device_get(reduced).items()
+        name: Fingerprint((int(a), int(b)), bool(finite)) for name, (a, b, finite) in jax.device_get(reduced).items()
     }

@@ -67,7 +67,7 @@ def build(experiment: Experiment) -> Program:
     return Program(
         mesh=mesh,
         abstract=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
-        init=jax.jit(init, out_shardings=placed),
+        init=lambda: jax.block_until_ready(jax.jit(init, out_shardings=placed)()),
         feed=fed,
         chunk=jax.jit(chunk, donate_argnums=0, out_shardings=(placed, whole)),
         evaluate=evaluate,

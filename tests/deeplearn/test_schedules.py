@@ -30,7 +30,11 @@ def lambda_lr(function):
         ("linear(final=0.2)", 60, lambda t, sgd: t.optim.lr_scheduler.LinearLR(sgd, 1.0, 0.2, 50)),
         ("cosine(final=0.1)", 51, lambda t, sgd: t.optim.lr_scheduler.CosineAnnealingLR(sgd, 50, 0.1)),
         ("step(every=20, factor=0.3)", 60, lambda t, sgd: t.optim.lr_scheduler.StepLR(sgd, 20, 0.3)),
-        ("exponential(final=0.02)", 51, lambda t, sgd: t.optim.lr_scheduler.ExponentialLR(sgd, 0.02 ** (1 / 50))),
+        (
+            "exponential(final=0.02)",
+            51,
+            lambda t, sgd: t.optim.lr_scheduler.ExponentialLR(sgd, 0.02 ** (1 / 50)),
+        ),
         ("inverse_square_root(warmup=0, timescale=5)", 60, lambda_lr(lambda n: (1 + n / 5) ** -0.5)),
     ],
 )
@@ -61,7 +65,9 @@ def test_warmup_and_cosine_join_as_in_optax():
 def test_vaswanis_schedule_is_the_inverse_square_root_with_equal_times():
     n = np.arange(200)
     vaswani = np.minimum((n + 1) / 41, np.sqrt(40 / np.maximum(n, 1)))  # 1 at the warm-up's end
-    np.testing.assert_allclose(values("inverse_square_root(warmup=40, timescale=40)", 200, 200), vaswani, rtol=1e-5)
+    np.testing.assert_allclose(
+        values("inverse_square_root(warmup=40, timescale=40)", 200, 200), vaswani, rtol=1e-5
+    )
 
 
 @given(
@@ -86,7 +92,9 @@ def test_a_time_below_one_is_a_fraction_of_the_run(time, steps):
     assert schedules.in_steps(time, 1000) == steps
 
 
-@pytest.mark.parametrize("text, window", [("plateau", 20), ("plateau(window=7)", 7), ("plateau(window=0.5)", 50)])
+@pytest.mark.parametrize(
+    "text, window", [("plateau", 20), ("plateau(window=7)", 7), ("plateau(window=0.5)", 50)]
+)
 def test_a_plateau_waits_in_epochs_unless_told_otherwise(text, window):
     assert schedules.make(text, 100, 20).window == window
 

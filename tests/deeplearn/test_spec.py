@@ -8,7 +8,9 @@ from deeplearn import spec
 from deeplearn.errors import UserError
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
-values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text("ab c"))
+values = st.one_of(
+    st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text("ab c")
+)
 
 
 @given(names, st.dictionaries(names, values, max_size=4))
@@ -18,7 +20,19 @@ def test_parse_reads_what_is_written(name, settings):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "adam(", "adam)", "adam(0.9)", "adam(b1)", "adam(b1=x)", "adam(**b)", "a b", "a.b", "adam(b1=1)(c=1)"]
+    "text",
+    [
+        "",
+        "adam(",
+        "adam)",
+        "adam(0.9)",
+        "adam(b1)",
+        "adam(b1=x)",
+        "adam(**b)",
+        "a b",
+        "a.b",
+        "adam(b1=1)(c=1)",
+    ],
 )
 def test_bad_syntax_is_one_line_for_the_user(text):
     with pytest.raises(UserError, match="is not of the form") as error:
@@ -31,7 +45,10 @@ def test_bad_syntax_is_one_line_for_the_user(text):
     [
         ("adam", ["adam"]),
         ("adam, sgd ,", ["adam", "sgd"]),
-        ("adam(b1=0.8, b2=0.9),sgd,lion(b1=0.8,b2=0.9)", ["adam(b1=0.8, b2=0.9)", "sgd", "lion(b1=0.8,b2=0.9)"]),
+        (
+            "adam(b1=0.8, b2=0.9),sgd,lion(b1=0.8,b2=0.9)",
+            ["adam(b1=0.8, b2=0.9)", "sgd", "lion(b1=0.8,b2=0.9)"],
+        ),
         ("", []),
     ],
 )
@@ -44,7 +61,13 @@ DEFAULTS = {"rate": 0.5, "count": 3, "flag": True, "kind": "a"}
 
 @pytest.mark.parametrize(
     "given, expected",
-    [({"rate": 1}, 1.0), ({"rate": 0.25}, 0.25), ({"count": 4}, 4), ({"flag": False}, False), ({"kind": "b"}, "b")],
+    [
+        ({"rate": 1}, 1.0),
+        ({"rate": 0.25}, 0.25),
+        ({"count": 4}, 4),
+        ({"flag": False}, False),
+        ({"kind": "b"}, "b"),
+    ],
 )
 def test_settings_have_the_types_of_their_defaults(given, expected):
     (value,) = spec.settings("thing", "name", given, DEFAULTS).values()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from deeplearn.benchmark import cases
 from deeplearn.errors import UserError
 

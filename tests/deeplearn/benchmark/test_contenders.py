@@ -1,6 +1,7 @@
 """Every contender trains the same model: as many parameters, and its loss falls."""
 
 import pytest
+
 from deeplearn.benchmark.cases import CASES
 from deeplearn.benchmark.contender import CONTENDERS, Entry, Unavailable, candidates
 
@@ -35,6 +36,7 @@ def test_ours_loss_falls(name):
 def parameters(case) -> int:
     """Of our model, none of them computed."""
     import jax
+
     from deeplearn.benchmark import ours
 
     params, _ = jax.eval_shape(ours.experiment(case).task.init, jax.random.key(0))

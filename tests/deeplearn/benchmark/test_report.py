@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from deeplearn.benchmark import machine, report
 from deeplearn.benchmark.timing import Figures
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,11 @@ def close(x, y, rtol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), x, y)
 
 
-def steps(optimizer, count=1, value=1.0, params=PARAMS):
+def steps(optimizer, count=1, params=PARAMS):
     state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
     for _ in range(count):
-        updates, state = optimizer.update(GRADS, state, params, value=jnp.float32(value))
+        updates, state = update(GRADS, state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 
@@ -27,7 +30,7 @@ def steps(optimizer, count=1, value=1.0, params=PARAMS):
     "text, message",
     [
         ("adan2", "did you mean adan"),
-        ("adam(b3=0.9)", "unknown setting of optimizer adam 'b3'; did you mean b1"),
+        ("adam(b3=0.9)", "unknown setting of optimizer adam 'b3'; did you mean b2 or b1"),
         ("adam(b1='a')", "b1='a' is no number"),
         ("adam(bias_correction=1)", "is no truth value"),
         ("muon(ns_steps=2.5)", "is no whole number"),
@@ -45,12 +48,19 @@ def test_mistakes_in_the_text_are_one_line_for_the_user(text, message):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"learning_rate": -1.0}, {"learning_rate": float("nan")}, {"weight_decay": -0.1}, {"ema": 1.0},
-                  {"clip_norm": -1.0}, {"max_norm": -1.0}]
-)  # fmt: skip
-def test_numbers_that_make_no_sense_are_refused(arguments):
-    with pytest.raises(UserError, match="is out of range"):
-        optimizers.make("adam", **arguments)
+    "name, value",
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("ema", 1.0),
+        ("clip_norm", -1.0),
+        ("max_norm", -1.0),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(UserError, match=f"{name}={value} is out of range"):
+        optimizers.make("adam", **{name: value})
 
 
 def test_a_loss_may_be_negative():
@@ -58,7 +68,8 @@ def test_a_loss_may_be_negative():
 
 
 def test_the_text_has_the_last_word():
-    _, state = steps(optimizers.make("adamw(learning_rate=0.5, weight_decay=0.25)", learning_rate=0.1, weight_decay=0.1))
+    text = "adamw(learning_rate=0.5, weight_decay=0.25)"
+    _, state = steps(optimizers.make(text, learning_rate=0.1, weight_decay=0.1))
     assert float(state.hyperparams["learning_rate"]) == 0.5
     assert float(state.hyperparams["weight_decay"]) == 0.25
 
@@ -66,9 +77,11 @@ def test_the_text_has_the_last_word():
 def test_floats_are_leaves_and_the_rest_is_not():
     optimizer = optimizers.make("adamw", clip_norm=1.0, ema=0.9, max_norm=2.0)
     found = optimizer.init(PARAMS).hyperparams
-    assert set(found) == {
-        "b1", "b2", "clip_norm", "ema", "eps", "learning_rate", "max_norm", "schedule", "weight_decay",
-    }  # fmt: skip
+    assert set(found) == {"learning_rate", "schedule", "b1", "b2", "eps", "weight_decay"} | {
+        "clip_norm",
+        "ema",
+        "max_norm",
+    }
     assert all(x.dtype == jnp.float32 and x.shape == () for x in found.values())
 
 
@@ -92,8 +105,11 @@ def test_a_sweep_vmaps_over_the_hyperparameters_of_the_state():
         return optimizer.update(GRADS, state, PARAMS)[0]
 
     swept = jax.jit(jax.vmap(run))(grid)
-    for lane in range(2):
-        close(jax.tree.map(lambda x: x[lane], swept), run(jax.tree.map(lambda x: x[lane], grid)))
+    alone = [
+        run({"learning_rate": 0.1, "weight_decay": 0.0}),
+        run({"learning_rate": 0.2, "weight_decay": 0.5}),
+    ]
+    close(swept, jax.tree.map(lambda *lanes: jnp.stack(lanes), *alone))
 
 
 def test_what_init_reads_can_be_swept_at_init():
@@ -114,7 +130,9 @@ def test_unknown_hyperparameters_are_refused(name):
         optimizer.init(PARAMS, {name: 1.0})
 
 
-@pytest.mark.parametrize("name", ["minibatch_sgd", "adam", "dog", "lookahead", "prodigy", "schedule_free_sgd"])
+@pytest.mark.parametrize(
+    "name", ["minibatch_sgd", "adam", "dog", "lookahead", "prodigy", "schedule_free_sgd"]
+)
 def test_parameters_and_state_share_no_buffer(name):
     params = jax.tree.map(jnp.copy, PARAMS)
     leaves = jax.tree.leaves((params, optimizers.make(name).init(params)))
@@ -124,11 +142,12 @@ def test_parameters_and_state_share_no_buffer(name):
 def test_the_schedule_multiplies_the_peak():
     schedule = schedules.make("linear(warmup=2, final=0.5)", 6)
     optimizer = optimizers.make("minibatch_sgd", learning_rate=0.3, schedule=schedule)
-    params, state = PARAMS, optimizer.init(PARAMS)
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(PARAMS)
     for step in range(8):
-        updates, state = optimizer.update(GRADS, state, params)
+        updates, state = update(GRADS, state, PARAMS)
         rate = 0.3 * float(schedule(step))
-        close(updates, jax.tree.map(lambda g: -rate * g, GRADS))  # noqa: B023
+        close(updates["kernel"], -rate * GRADS["kernel"])
         assert float(optimizers.current_learning_rate(state)) == pytest.approx(rate)
 
 
@@ -137,12 +156,13 @@ def test_a_plateau_reduces_the_rate_as_torchs_does():
     losses = np.array([5, 4, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2], np.float32)
     sgd = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     # torch reduces after more than `patience` bad values, optax after `patience`.
-    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, factor=0.5, patience=1, threshold=1e-3, cooldown=1)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, "min", 0.5, 1, threshold=1e-3, cooldown=1)
     schedule = schedules.make("plateau(factor=0.5, patience=2, window=1, tolerance=1e-3, cooldown=1)", 16, 4)
     optimizer = optimizers.make("minibatch_sgd", learning_rate=1.0, schedule=schedule)
     state = optimizer.init(PARAMS)
+    update = jax.jit(lambda state, loss: optimizer.update(GRADS, state, PARAMS, value=loss)[1])
     for loss in losses:
-        updates, state = optimizer.update(GRADS, state, PARAMS, value=jnp.asarray(loss))
+        state = update(state, loss)
         assert float(optimizers.current_learning_rate(state)) == sgd.param_groups[0]["lr"]
         reference.step(float(loss))
     assert sgd.param_groups[0]["lr"] < 0.3, "the case is too easy"
@@ -166,13 +186,15 @@ def test_a_plateau_warms_up_averages_over_its_window_and_vmaps():
     close(found[1], [1 / 3, 2 / 3, 1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
-@pytest.mark.parametrize("text", ["minibatch_sgd", "adam", "rmsprop", "lion", "nadamw", "muon", "novograd", "sophia"])
+@pytest.mark.parametrize(
+    "text", ["minibatch_sgd", "adam", "rmsprop", "lion", "nadamw", "muon", "novograd", "sophia"]
+)
 def test_weight_decay_is_decoupled_and_spares_biases(text):
-    value_fn = lambda params: params["kernel"].sum() + params["bias"].sum()  # noqa: E731
-
     def update(weight_decay):
         optimizer = optimizers.make(text, learning_rate=0.1, weight_decay=weight_decay)
-        return optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS, value_fn=value_fn)[0]
+        return jax.jit(partial(optimizer.update, value_fn=optax.tree.sum))(
+            GRADS, optimizer.init(PARAMS), PARAMS
+        )[0]
 
     without, decayed = update(0.0), update(0.5)
     close(decayed["bias"], without["bias"])
@@ -180,14 +202,14 @@ def test_weight_decay_is_decoupled_and_spares_biases(text):
 
 
 def test_clipping_comes_first():
-    norm = float(optax.global_norm(GRADS))
+    norm = float(optax.tree.norm(GRADS))
     params, _ = steps(optimizers.make("minibatch_sgd", learning_rate=1.0, clip_norm=norm / 4))
     close(params, jax.tree.map(lambda p, g: p - g / 4, PARAMS, GRADS))
 
 
 def test_max_norm_comes_last():
     params, _ = steps(optimizers.make("minibatch_sgd", learning_rate=1.0, max_norm=1.0))
-    free = PARAMS["kernel"] - GRADS["kernel"]
+    free = np.asarray(PARAMS["kernel"] - GRADS["kernel"])
     close(params["kernel"], free / np.maximum(np.sqrt(np.square(free).sum(0)), 1.0))
     close(params["bias"], PARAMS["bias"] - GRADS["bias"])
 
@@ -209,5 +231,5 @@ def test_an_average_of_slow_weights_averages_the_slow_weights():
 
 
 def test_batch_sizes_are_those_of_the_method():
-    sizes = {name: optimizers.make(name).batch_size for name in ("sgd", "gradient_descent", "lbfgs", "rprop", "adam")}
-    assert sizes == {"sgd": 1, "gradient_descent": "full", "lbfgs": "full", "rprop": "full", "adam": None}
+    sizes = {"sgd": 1, "gradient_descent": "full", "lbfgs": "full", "rprop": "full", "adam": None}
+    assert {name: optimizers.make(name).batch_size for name in sizes} == sizes

@@ -1,4 +1,4 @@
-"""Every optimizer of the table: it trains, it can be vmapped, and where torch has it, it takes torch's steps."""
+"""Every optimizer of the table trains and can be vmapped; where torch has it, it takes torch's steps."""
 
 from functools import partial
 
@@ -31,9 +31,9 @@ def loss(params, images, labels):
 
 
 def trainer(name):
-    """`(params, learning_rate, steps) -> (params, evaluated params, loss)`, batches of 64 if the optimizer agrees.
+    """`(params, learning_rate, steps) -> (params, evaluated params, loss)` in batches of 64, or the optimizer's.
 
-    The loss of step 0 is a constant: an optimizer has to live through a gradient that is zero, and learn nothing.
+    The loss of step 0 is constant: an optimizer has to live through a gradient of zero.
     """
     optimizer = optimizers.make(name)
     size = {None: 64, 1: 1, "full": 256}[optimizer.batch_size]
@@ -92,7 +92,9 @@ def test_entries_are_consistent(name, entry):
     assert optimizers.parse(text) == (name, hyperparameters)
 
 
-@pytest.mark.parametrize("scale, middle", [("linear", 0.5), ("log", 0.09**0.5), ("reverse_log", 1 - 0.09**0.5)])
+@pytest.mark.parametrize(
+    "scale, middle", [("linear", 0.5), ("log", 0.09**0.5), ("reverse_log", 1 - 0.09**0.5)]
+)
 def test_a_range_is_even_on_its_scale(scale, middle):
     space = Range(0.1, 0.9, scale)
     np.testing.assert_allclose([space.at(0.0), space.at(0.5), space.at(1.0)], [0.1, middle, 0.9])
@@ -156,7 +158,10 @@ def torchs(make, steps):
         ("adamax(b1=0.8, b2=0.95)", lambda t, p: t.Adamax(p, 0.1, (0.8, 0.95))),
         # torch's schedule of the momentum, off
         ("nadam(b1=0.8, b2=0.95)", lambda t, p: t.NAdam(p, 0.1, (0.8, 0.95), momentum_decay=1e9)),
-        ("adamw(b1=0.8, b2=0.95, weight_decay=0.5)", lambda t, p: t.AdamW(p, 0.1, (0.8, 0.95), weight_decay=0.5)),
+        (
+            "adamw(b1=0.8, b2=0.95, weight_decay=0.5)",
+            lambda t, p: t.AdamW(p, 0.1, (0.8, 0.95), weight_decay=0.5),
+        ),
         ("radam(b1=0.8, b2=0.95)", lambda t, p: t.RAdam(p, 0.1, (0.8, 0.95))),
         ("rprop(smallest=0.01, largest=3)", lambda t, p: t.Rprop(p, 0.1, step_sizes=(1e-3, 0.3))),
     ],
@@ -186,7 +191,8 @@ def test_amsgrad_is_reddis_with_adams_corrections():
         m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
         largest = np.maximum(largest, v / (1 - 0.95**t))
         w = w - 0.1 * m / (1 - 0.8**t) / (np.sqrt(largest) + 1e-8)
-    np.testing.assert_allclose(ours("amsgrad(b1=0.8, b2=0.95)", 12, learning_rate=0.1), w, rtol=1e-4, atol=1e-5)
+    found = ours("amsgrad(b1=0.8, b2=0.95)", 12, learning_rate=0.1)
+    np.testing.assert_allclose(found, w, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name, decay", [("adam", 0.0), ("adamw", 0.5)])

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,11 +78,22 @@ def test_nothing_there(tmp_path):
     assert logs.read_metrics(tmp_path) == []
 
 
-def test_a_full_disk(tmp_path):
-    (tmp_path / logs.METRICS).symlink_to("/dev/full")
+@pytest.mark.parametrize("limited", [logs.METRICS, logs.EVENTS])
+def test_a_full_disk(tmp_path, limited):
+    """A limit on file sizes stands in for it; it strikes the longer file first."""
     log = logs.open_logs(tmp_path)
-    with pytest.raises(UserError, match="metrics.jsonl: No space left on device"):
-        log.write(1, {"loss": 1.0})
+    log.write(1, {"loss": 1.0})
+    scalars = {"loss": 1.0} if limited == logs.EVENTS else {f"{i}": math.pi for i in range(100)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UserError, match=f"cannot write .*{limited}: File too large") as error:
+            log.write(2, scalars)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    log.close()
+    assert steps(tmp_path)[0] == 1
 
 
 def test_a_missing_workdir(tmp_path):

@@ -1,0 +1,54 @@
+"""Recurrent networks that read a sequence and then answer (Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al.
+2014); an image is read row by row (Le, Jaitly and Hinton 2015, section 4.2, reads it pixel by pixel).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deeplearn.layers import remat
+from deeplearn.layers.recurrent import Recurrent
+
+
+class Block(nn.Module):
+    """dropout(recurrent layer): (B, T, D) to (B, T, features)."""
+
+    features: int
+    cell: str
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Recurrent(self.features, self.cell, self.dtype)(x)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+
+class SequenceRNN(nn.Module):
+    """Sequences (B, T, D), or images (B, H, W, C) as H rows, to float32 outputs (B, outputs): logits or values.
+
+    A dense layer reads the last hidden state. `cell` is rnn, lstm or gru; UserError for another.
+
+    >>> model = SequenceRNN(features=32, cell="lstm", outputs=10)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))
+    >>> model.apply(variables, jnp.ones((5, 28, 28, 1))).shape
+    (5, 10)
+    """
+
+    features: int = 32
+    cell: str = "rnn"
+    outputs: int = 1
+    layers: int = 1
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = x.reshape(*x.shape[:2], -1)  # (B, T, D)
+        block = remat.block(Block, self.remat)
+        for i in range(self.layers):
+            x = block(self.features, self.cell, self.dropout, self.dtype, name=f"block_{i}")(x, train)
+        return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x[:, -1]).astype(jnp.float32)

@@ -1,0 +1,73 @@
+"""What a run leaves for people: the model before it, the metrics and the pictures after it."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deeplearn import files, pictures
+from deeplearn.parallel import processes
+from deeplearn.training import logs
+
+SHOWN = 1000  # test examples that the pictures are taken from
+
+
+def before(workdir: Path, experiment) -> None:
+    """The parameter table, the network as a graph, and samples of the data with their labels."""
+    if not processes.is_main():
+        return
+    data = experiment.data
+    batch = data.train.__getitems__(range(min(36, len(data.train))))
+    if experiment.model is not None:
+        example = np.zeros((1, *batch[next(iter(batch))].shape[1:]), np.float32)
+        pictures.parameter_table(workdir / "parameters.txt", experiment.model, example)
+        pictures.network(workdir / "network.png", experiment.model, example)
+    if data.classes:
+        pictures.samples(workdir / "samples.png", batch["image"], batch["label"], data.classes)
+
+
+def after(workdir: Path, experiment, program, best, progress, reason: str) -> str:
+    """Evaluate the best checkpoint on every split, draw it, and say in a few lines how the run went."""
+    values = {split: jax.device_get(program.evaluate(best.state, split)) for split in ("train", "validation", "test")}
+    if not processes.is_main():
+        return ""
+    summary = {
+        "step": best.step,
+        "target_step": progress.target_step,
+        "target_seconds": progress.target_seconds,
+        "seconds": progress.seconds,
+        **{split: {name: np.asarray(x).tolist() for name, x in found.items()} for split, found in values.items()},
+    }
+    with files.replacing(workdir / "evaluation.json") as path:
+        path.write_text(json.dumps(summary, indent=1))
+    draw(workdir, experiment, best.state, values["test"])
+
+    ended = {"done": "done", "early": f"stopped early, {progress.stale} evaluations without a better one"}[reason]
+    lines = [f"{ended}: best checkpoint at step {best.step:,}, {progress.seconds:.1f} s of training"]
+    for split, found in values.items():
+        scalars = ", ".join(f"{name} {float(x):.4f}" for name, x in sorted(found.items()) if np.ndim(x) == 0)
+        lines.append(f"  {split:10} {scalars}  ({len(experiment.data.split(split)):,} examples)")
+    if experiment.target:
+        goal, relation = experiment.target, ">=" if experiment.target.rises else "<="
+        reached = "never" if progress.target_step is None else (
+            f"at step {progress.target_step:,}, after {progress.target_seconds:.1f} s"
+        )
+        lines.append(f"  validation {goal.metric} {relation} {goal.value:g} reached: {reached}")
+    lines.append(f"pictures, metrics and checkpoints: {workdir}")
+    return "\n".join(lines)
+
+
+def draw(workdir: Path, experiment, state, test: dict) -> None:
+    """The curves, and what the best parameters make of the test split."""
+    pictures.curves(workdir / "curves.png", logs.read_metrics(workdir))
+    split, classes = experiment.data.test, experiment.data.classes
+    batch = split.__getitems__(range(min(SHOWN, len(split))))
+    params = experiment.optimizer.evaluation_params(state.opt_state, state.params)
+    outputs = np.asarray(jax.jit(experiment.task.predict)(params, state.model_state, batch), np.float32)
+    if classes:
+        counts = np.rint(np.asarray(test["confusion"], np.float64) * len(split)).astype(int)
+        pictures.confusion_matrix(workdir / "confusion.png", counts, classes)
+        pictures.wrong_predictions(workdir / "wrong.png", batch["image"], batch["label"], outputs, classes)
+    elif "inputs" in batch:
+        pictures.sequences(workdir / "predictions.png", batch["inputs"], batch["targets"], outputs)

@@ -1,0 +1,155 @@
+import json
+import random
+import signal
+import time
+
+import pytest
+
+
+def prints(workdir):
+    """The fingerprints of every array in the newest checkpoint."""
+    newest = max((workdir / "checkpoints").glob("[0-9]*-????????"), key=lambda path: path.name)
+    record = json.loads((newest / "record" / "record.json").read_text())["record"]
+    return record["step"], record["leaves"]
+
+
+def records(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def without_time(records):
+    return [{name: x for name, x in record.items() if name != "seconds"} for record in records]
+
+
+def test_digits(run, tmp_path):
+    """The main job: what it prints, and all that it leaves in the workdir."""
+    status, out, err = run("train", "--config=digits_mlp", "--workdir=run", "--config.epochs=12")
+    assert status == 0, err
+    assert "test" in out and "accuracy 0.9" in out and "(360 examples)" in out
+    workdir = tmp_path / "run"
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {
+        *("manifest.json", "metrics.jsonl", "tensorboard", "checkpoints", "parameters.txt", "evaluation.json"),
+        *("network.png", "samples.png", "curves.png", "confusion.png", "wrong.png"),
+    }
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["config"]["epochs"] == 12 and manifest["seed"] == 0 and "--config=" in manifest["command"]
+    lines = records(workdir)
+    assert lines[-1]["validation/accuracy"] > 0.9 and lines[-1]["loss"] < lines[0]["loss"]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+    status, out, err = run("evaluate", "--workdir=run")
+    assert status == 0, err
+    found = json.loads((workdir / "evaluation.json").read_text())["test"]["accuracy"]
+    assert f"{found:.4f}" in out and "accuracy, 9" in out and "360 examples" in out
+    status, out, _ = run("evaluate", "--workdir=run", "--split=validation", "--checkpoint=last")
+    assert status == 0 and "144 examples" in out
+
+    status, out, err = run("train", "--config=digits_mlp", "--workdir=run", "--config.epochs=12")
+    assert status == 0 and records(workdir) == lines  # nothing is left to do, and nothing is lost
+
+
+def test_sigterm(start, run, fragile, tmp_path):
+    """Ends the chunk, saves, says how to go on; and the whole is what it would have been."""
+    command = ("train", f"--config={fragile}", "--config.epochs=300")
+    process = start(*command, "--workdir=a")
+    while len(records(tmp_path / "a")) < 3 and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "to go on: python -m deeplearn train" in err and "Traceback" not in err
+    step, _ = prints(tmp_path / "a")
+    assert step == records(tmp_path / "a")[-1]["step"] < 6000
+
+
+@pytest.mark.slow
+def test_kill_and_resume_is_exact(start, run, fragile, tmp_path):
+    """Ten times kill -9, half of them while it starts or stops, half while it trains: the same bits in the end."""
+    command = ("train", f"--config={fragile}", "--config.epochs=100")
+    status, _, err = run(*command, "--workdir=whole")
+    assert status == 0, err
+    choose = random.Random(0)
+    for attempt in range(10):
+        process = start(*command, "--workdir=broken")
+        if attempt % 2:
+            before = len(records(tmp_path / "broken"))
+            while len(records(tmp_path / "broken")) <= before and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(choose.uniform(0, 0.3))
+        else:
+            time.sleep(choose.uniform(0, 5))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it was not done before
+    assert 0 < records(tmp_path / "broken")[-1]["step"] < records(tmp_path / "whole")[-1]["step"]
+    status, _, err = run(*command, "--workdir=broken")
+    assert status == 0, err
+    assert prints(tmp_path / "broken") == prints(tmp_path / "whole")
+    assert without_time(records(tmp_path / "broken")) == without_time(records(tmp_path / "whole"))
+
+
+BASE = ("train", "--config=digits_mlp", "--workdir=run")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("trian",), "unknown command 'trian'; did you mean train?"),
+        (("train", "--config=digits_mpl", "--workdir=run"), "unknown experiment 'digits_mpl'; did you mean digits_mlp?"),
+        ((*BASE, "--config.batchsize=3"), "unknown config field 'batchsize'; did you mean batch_size?"),
+        ((*BASE, "--config.batch_size=many"), "--config.batch_size=many"),
+        ((*BASE, "--config.batch_size=0"), "config.batch_size is 0"),
+        ((*BASE, "--config.optimizer=adamm"), "unknown optimizer 'adamm'; did you mean"),
+        ((*BASE, "--config.optimizer=adam(b3=1)"), "unknown setting of optimizer adam 'b3'"),
+        ((*BASE, "--config.schedule=cosin"), "unknown schedule 'cosin'; did you mean cosine?"),
+        ((*BASE, "--config.dataset=digit"), "unknown data set 'digit'; did you mean digits?"),
+        ((*BASE, "--config.precision=float16"), "unknown precision 'float16'; did you mean"),
+        ((*BASE, "--config.mesh=data:64"), "mesh data:64 needs 64 devices"),
+        ((*BASE, "--config.target=accuracy"), "is not of the form METRIC>=NUMBER"),
+        ((*BASE, "--config.target=f1>=0.5"), "'f1' is not evaluated; there are: accuracy"),
+        ((*BASE, "--wordkir=x"), "Unknown command line flag 'wordkir'. Did you mean: workdir"),
+        (("train", "--config=digits_mlp"), "--workdir"),
+        (("evaluate", "--workdir=nothing"), "nothing is not a run"),
+        ((*BASE, "stray"), "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes(run, tmp_path, arguments, said):
+    """One line with the cause and the remedy, and exit status 2."""
+    status, out, err = run(*arguments)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1 and said in lines[0], err
+    assert "Traceback" not in err
+
+
+def test_divergence_keeps_the_last_good_state(run, fragile, tmp_path):
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.optimizer=minibatch_sgd")
+    status, _, err = run(*command, "--config.learning_rate=1e30")
+    assert status == 2 and "not finite" in err and "Traceback" not in err
+
+
+def test_another_config_in_the_same_workdir(run, fragile, tmp_path):
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.steps=20")
+    assert run(*command)[0] == 0
+    before = prints(tmp_path / "run")
+    status, _, err = run(*command, "--config.width=32")
+    assert status == 2 and "width" in err and "--workdir" in err and "Traceback" not in err
+    assert prints(tmp_path / "run") == before
+
+
+def test_two_runs_in_one_workdir(start, run, fragile, tmp_path):
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.epochs=1000")
+    first = start(*command)
+    while not records(tmp_path / "run") and first.poll() is None:
+        time.sleep(0.02)
+    status, _, err = run(*command)
+    assert status == 2 and str(first.pid) in err and "Traceback" not in err
+    first.kill()
+    first.communicate()
+
+
+def test_profile(run, fragile, tmp_path):
+    status, _, err = run("train", f"--config={fragile}", "--workdir=run", "--config.steps=60", "--profile")
+    assert status == 0, err
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn import optimizers
+from deeplearn.comparison import sweep as sweeps
+from deeplearn.config import base_config
+from deeplearn.data.sources import Arrays, Records
+from deeplearn.data.splits import Data
+from deeplearn.errors import UserError
+from deeplearn.experiment import wire
+from deeplearn.tasks.classification import classification
+from deeplearn.training import program
+
+
+class Net(nn.Module):
+    """No bias before batch norm: its gradient is nothing but rounding, of which Adam makes whole steps."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(8, use_bias=False)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(nn.relu(x)))
+
+
+def data():
+    def split(number, seed):
+        random = np.random.RandomState(seed)
+        labels = random.randint(0, 3, number).astype(np.int32)
+        images = random.standard_normal((number, 2, 2, 1)).astype(np.float32) + labels[:, None, None, None]
+        return Arrays({"image": images, "label": labels})
+
+    return Data("blobs", split(96, 0), split(30, 1), split(30, 2), ("a", "b", "c"))
+
+
+def build(**fields):
+    config = base_config(**{"batch_size": 16, "epochs": 4.0, "mesh": "data:1", **fields})
+    return wire(config, classification(Net(), (2, 2, 1), 3), data())
+
+
+@pytest.mark.parametrize("name", ["adam", "schedule_free_sgd", "lbfgs"])
+def test_a_lane_is_the_run_trained_alone(name):
+    """Equal up to the order of sums: a batched matrix product adds up in another order than a single one."""
+    result = sweeps.sweep(name, build(optimizer=name), [0.01, 0.03], [0, 1, 2])
+    lane = 4
+    rate, seed = float(result.learning_rates[lane]), int(result.seeds[lane])
+    assert (rate, seed) == (0.03, 1)
+    alone = build(optimizer=name, learning_rate=rate, seed=seed)
+    compiled = program.build(alone)
+    state = compiled.init()
+    for at, step in enumerate(result.steps):
+        length = int(step - state.step)
+        state, found = compiled.chunk(state, compiled.feed.data(int(state.step), length), length)
+        values = compiled.evaluate(state, "validation")
+        np.testing.assert_allclose(result.curves["loss"][lane, at], found["loss"], rtol=2e-3)
+        np.testing.assert_allclose(result.curves["validation/loss"][lane, at], values["loss"], rtol=2e-3)
+
+
+def test_shapes_and_axes():
+    calls = []
+    result = sweeps.sweep("adam", build(), [0.001, 0.01], [0, 1, 2], lambda *at: calls.append(at))
+    assert result.steps.tolist() == [6, 12, 18, 24] and result.epochs.tolist() == [1, 2, 3, 4]
+    assert result.curves["validation/accuracy"].shape == (6, 4) and "validation/confusion" not in result.curves
+    assert (np.diff(result.seconds) > 0).all() and result.compile_seconds > 0
+    assert calls[-1] == (24, 24)
+    assert not result.diverged.any()
+
+
+def test_a_diverged_lane_spoils_no_other():
+    together = sweeps.sweep("minibatch_sgd", build(), [0.1, 1e30], [0, 1])
+    apart = sweeps.sweep("minibatch_sgd", build(), [0.1, 0.1], [0, 1])
+    assert together.diverged.tolist() == [False, False, True, True]
+    np.testing.assert_array_equal(together.curves["loss"][:2], apart.curves["loss"][:2])
+
+
+def test_all_optimizers_see_as_many_examples():
+    full = sweeps.sweep("gradient_descent", build(optimizer="gradient_descent"), [0.1], [0])
+    assert full.steps.tolist() == [1, 2, 3, 4] and full.epochs.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw(b1=0.8)", "minibatch_sgd"])
+def test_learning_rates_lie_evenly_in_log(name):
+    rates = sweeps.learning_rates(name, 5)
+    steps = np.diff(np.log(rates))
+    np.testing.assert_allclose(steps, steps[0])
+    space = optimizers.OPTIMIZERS[optimizers.parse(name)[0]].space["learning_rate"]
+    np.testing.assert_allclose(rates[[0, -1]], [space.low, space.high])
+    assert sweeps.learning_rates(name, 1).tolist() == [optimizers.OPTIMIZERS[optimizers.parse(name)[0]].learning_rate]
+
+
+def test_data_that_does_not_fit():
+    experiment = build()
+    streamed = Records("x", [], jax.ShapeDtypeStruct((2, 2, 1), np.uint8), ("a",), ())
+    experiment = experiment._replace(data=experiment.data._replace(train=streamed))
+    with pytest.raises(UserError, match="does not fit on the device"):
+        sweeps.sweep("adam", experiment, [0.1], [0])

@@ -1,0 +1,74 @@
+"""Against cases worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from deeplearn.comparison import table
+from deeplearn.comparison.sweep import Sweep
+from deeplearn.experiment import Target
+
+NAN = math.nan
+UP, DOWN = Target("accuracy", True, 0.8), Target("loss", False, 0.5)
+
+
+def make(accuracy, loss=None, rates=(0.1, 0.1, 1.0, 1.0)):
+    accuracy = np.array(accuracy, float)
+    loss = np.ones_like(accuracy) if loss is None else np.array(loss, float)
+    steps = np.arange(1, accuracy.shape[1] + 1) * 10
+    return Sweep(
+        optimizer="sgd",
+        learning_rates=np.array(rates),
+        seeds=np.tile([0, 1], len(rates) // 2),
+        steps=steps,
+        epochs=steps / 10,
+        seconds=steps / 100,
+        curves={"loss": loss, "validation/loss": loss, "validation/accuracy": accuracy},
+        compile_seconds=1.0,
+    )
+
+
+SWEEP = make(
+    [[0.5, 0.7, 0.9], [0.6, 0.8, 0.7], [0.9, 0.9, 0.1], [0.9, 0.9, 0.2]],
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, NAN, NAN], [1.0, 1.0, 1.0]],
+)
+METRIC = "validation/accuracy"
+
+
+def test_diverged_runs_are_infinitely_bad():
+    assert SWEEP.diverged.tolist() == [False, False, True, False]
+    assert table.final(SWEEP, METRIC, UP).tolist() == [0.9, 0.7, -math.inf, 0.2]
+    assert table.final(SWEEP, "validation/loss", DOWN).tolist() == [1.0, 1.0, math.inf, 1.0]
+
+
+def test_first_reached():
+    """A run that diverges has reached nothing, even where it was above the target before."""
+    assert table.first_reached(SWEEP, METRIC, UP).tolist() == [2, 1, 3, 0]
+
+
+def test_the_rate_at_which_half_the_seeds_diverge_is_not_the_best():
+    assert table.best_learning_rate(SWEEP, METRIC, UP) == 0.1
+
+
+def test_of_equal_rates_the_one_with_the_lower_loss():
+    sweep = make([[0.9]] * 4, [[2.0], [1.0], [1.0], [1.5]])
+    assert table.best_learning_rate(sweep, METRIC, UP) == 1.0
+
+
+def test_row():
+    row = table.row(SWEEP, METRIC, UP)
+    assert (row.optimizer, row.learning_rate) == ("sgd", 0.1)
+    assert row.best == pytest.approx(0.85) and row.final == pytest.approx(0.8) and row.spread == pytest.approx(0.1)
+    assert row.steps_to_target == 25 and row.seconds_to_target == pytest.approx(0.25)
+    assert (row.reached, row.diverged) == ("2 of 2", "1 of 4")
+
+
+def test_the_target_that_half_the_seeds_never_reach_is_infinitely_far():
+    row = table.row(make([[0.5, 0.6], [0.5, 0.9]], rates=(0.1, 0.1)), METRIC, UP)
+    assert row.steps_to_target == math.inf and row.reached == "1 of 2"
+
+
+def test_everything_diverged():
+    row = table.row(make([[0.5, 0.6], [0.5, 0.9]], [[NAN, NAN], [1, NAN]], rates=(0.1, 0.1)), METRIC, UP)
+    assert row.final == -math.inf and row.steps_to_target == math.inf and row.diverged == "2 of 2"

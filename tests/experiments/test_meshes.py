@@ -1,0 +1,37 @@
+"""The same experiment on 1 and on 8 devices, in every kind of mesh."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from deeplearn import experiment
+from deeplearn.training import program
+from tests.experiments.conftest import EXPERIMENTS
+
+STEPS = 3
+
+
+@functools.cache
+def losses(name, mesh):
+    """Training losses of the first steps, then the validation loss."""
+    module = experiment.load(name)
+    config = module.get_config()
+    config.update({"mesh": mesh, "batch_size": 16, "steps": STEPS, "log_every": 1})
+    e = module.build(config)
+    compiled = program.build(e)
+    state, found = compiled.init(), []
+    for step in range(STEPS):
+        state, metrics = compiled.chunk(state, compiled.feed.data(step, 1), 1)
+        found.append(float(metrics["loss"]))
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, compiled.abstract)
+    return [*found, float(compiled.evaluate(state, "validation")["loss"])]
+
+
+@pytest.mark.parametrize("mesh", ["data:8", "fsdp:8", "data:4,tensor:2"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_loss_is_that_of_one_device(name, mesh):
+    """Up to the order of float32 sums over the batch, 1e-7 a step, which three steps of Adam magnify: it divides
+    gradients by their size, so that a small one's rounding moves its parameter as much as a large one's value."""
+    np.testing.assert_allclose(losses(name, mesh), losses(name, "data:1"), rtol=2e-4)
