@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+
 from deeplearn import config as configs
 from deeplearn import optimizers, schedules
 from deeplearn.errors import UserError, unknown
@@ -66,6 +68,17 @@ def parse_target(text: str) -> Target | None:
         raise UserError(f"target {text!r} is not of the form METRIC>=NUMBER or METRIC<=NUMBER") from None
 
 
+def check_target(target: Target | None, task, data) -> Target | None:
+    """The target itself, if the task evaluates its metric: a run should not find out after an epoch."""
+    if target is not None:
+        batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in data.spec.items()}
+        key = jax.random.key(0)
+        found = jax.eval_shape(lambda batch: task.evaluate(*task.init(key), batch, key), batch)
+        if target.metric not in found:
+            raise UserError(f"target metric {target.metric!r} is not evaluated; there are: {', '.join(sorted(found))}")
+    return target
+
+
 def wire(config, task, data, model=None, optimizer=None) -> Experiment:
     """The experiment of a config: its optimizer and schedule by name, its regularizers, its budget in steps.
 
@@ -99,7 +112,7 @@ def wire(config, task, data, model=None, optimizer=None) -> Experiment:
         log_every=min(config.log_every, eval_every),
         eval_every=eval_every,
         checkpoint_every=config.checkpoint_every or eval_every,
-        target=parse_target(config.target),
+        target=check_target(parse_target(config.target), task, data),
         config=config,
     )
 

@@ -58,6 +58,8 @@ class VisionTransformer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Where the shape changes, the shortcut skips pixels and pads the channels with zeros (He et al. 2015)."""
+
     channels: int
     stride: int
 
@@ -67,8 +69,9 @@ class ResidualBlock(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         y = nn.relu(norm()(conv((3, 3), strides=self.stride)(x)))
         y = norm()(conv((3, 3))(y))
-        if y.shape != x.shape:
-            x = norm()(conv((1, 1), strides=self.stride)(x))
+        missing = self.channels - x.shape[-1]
+        x = x[:, :: self.stride, :: self.stride]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing // 2)))
         return nn.relu(x + y)
 
 

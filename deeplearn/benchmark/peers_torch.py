@@ -60,21 +60,23 @@ class VisionTransformer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Where the shape changes, the shortcut skips pixels and pads the channels with zeros (He et al. 2015)."""
+
     def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Identity()
-        if inputs != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
+        self.stride, self.missing = stride, channels - inputs
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = self.bn2(self.conv2(y))
+        if self.missing:
+            half = self.missing // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
+        return F.relu(y + x)
 
 
 class ResNet20(nn.Sequential):

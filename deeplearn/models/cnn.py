@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from deeplearn.layers import remat
 from deeplearn.layers.convolution import Conv
+from deeplearn.layers.normalization import BatchNorm
 from kernels.pooling import max_pool
 
 
@@ -26,7 +27,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Conv(self.channels, (3, 3), use_bias=not self.batch_norm, dtype=self.dtype)(x)
         if self.batch_norm:
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+            x = BatchNorm(dtype=self.dtype)(x, train)
         return max_pool(nn.relu(x), (2, 2))
 
 

@@ -37,6 +37,12 @@ def test_target_of_another_form(text):
         experiment.parse_target(text)
 
 
+def test_a_target_that_is_not_evaluated():
+    with pytest.raises(UserError, match="'f1' is not evaluated; there are: loss"):
+        wire(target="f1>=0.5")
+    assert wire(target="loss<=0.5").target.metric == "loss"
+
+
 @pytest.mark.parametrize("value, rises, falls", [(0.4, False, True), (0.5, True, True), (0.6, True, False)])
 def test_reached(value, rises, falls):
     assert experiment.Target("x", True, 0.5).reached(value) == rises

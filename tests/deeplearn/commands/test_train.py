@@ -98,7 +98,7 @@ BASE = ("train", "--config=digits_mlp", "--workdir=run")
     [
         (("trian",), "unknown command 'trian'; did you mean train?"),
         (("train", "--config=digits_mpl", "--workdir=run"), "unknown experiment 'digits_mpl'; did you mean digits_mlp?"),
-        ((*BASE, "--config.batchsize=3"), "unknown config field 'batchsize'; did you mean batch_size?"),
+        ((*BASE, "--config.batchsize=3"), "unknown config field 'batchsize'; did you mean batch_size"),
         ((*BASE, "--config.batch_size=many"), "--config.batch_size=many"),
         ((*BASE, "--config.batch_size=0"), "config.batch_size is 0"),
         ((*BASE, "--config.optimizer=adamm"), "unknown optimizer 'adamm'; did you mean"),

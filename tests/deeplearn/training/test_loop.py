@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from deeplearn.config import base_config
-from deeplearn.errors import UserError
 from deeplearn.experiment import Target
 from deeplearn.training import loop
 
@@ -125,11 +124,6 @@ def test_the_target():
     script = Script()
     _, progress, _ = script.run(experiment(target=Target("accuracy", True, 0.1)))
     assert progress.target_step == 10 and 0 < progress.target_seconds <= progress.seconds
-
-
-def test_a_target_that_is_not_evaluated():
-    with pytest.raises(UserError, match="'f1' is not evaluated; there are: accuracy"):
-        Script().run(experiment(target=Target("f1", True, 0.1)))
 
 
 @pytest.mark.parametrize("values, metric, rises", [({"accuracy": 1, "loss": 1}, "accuracy", True), ({"loss": 1}, "loss", False)])
