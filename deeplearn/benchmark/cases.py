@@ -49,7 +49,8 @@ def images(shape: tuple[int, int, int], count: int, classes: int = 10) -> Arrays
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 192, (classes, *shape), np.uint8)
     labels = rng.integers(0, classes, count, np.int32)
-    pixels = patterns[labels] + rng.integers(0, 64, (count, *shape), np.uint8)
+    pixels = patterns[labels]  # (count, H, W, C)
+    pixels += rng.integers(0, 64, pixels.shape, np.uint8)
     redrawn = rng.integers(0, classes, count, np.int32)
     return {"image": pixels, "label": np.where(rng.random(count) < 0.1, redrawn, labels)}
 

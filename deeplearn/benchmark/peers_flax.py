@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Where the shape changes, the shortcut skips pixels and pads the channels with zeros (He et al. 2015)."""
+    """Where the shape changes, the shortcut skips pixels and pads channels with zeros (He et al. 2015)."""
 
     channels: int
     stride: int

@@ -48,7 +48,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 128, kernel_size=4, stride=4)
         self.positions = nn.Parameter(0.02 * torch.randn(1, 64, 128))
-        # GELU is exact here and Flax's an approximation by tanh: each framework's default, and the quicker there.
+        # The exact GELU; Flax's is an approximation by tanh, which is slower here: each has its own default.
         options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         layer = nn.TransformerEncoderLayer(128, 4, 512, **options)
         self.layers = nn.TransformerEncoder(layer, 4, norm=nn.LayerNorm(128), enable_nested_tensor=False)
@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Where the shape changes, the shortcut skips pixels and pads the channels with zeros (He et al. 2015)."""
+    """Where the shape changes, the shortcut skips pixels and pads channels with zeros (He et al. 2015)."""
 
     def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from deeplearn.benchmark import startup
 from deeplearn.benchmark.cases import CASES
 from deeplearn.benchmark.contender import CONTENDERS
 from deeplearn.benchmark.timing import Figures
@@ -106,19 +107,20 @@ def machine_line(machine: dict) -> str:
 
 
 def startup_markdown(figures: dict[str, float]) -> str:
-    """What the startup took, a row a figure.
+    """What the start takes, a row a figure.
 
     >>> print(startup_markdown({"help_seconds": 0.25, "peak_memory_ours_bytes": 3.5e8}))
-    | startup | |
+    | start |  |
     | --- | ---: |
-    | help | 0.25 s |
-    | peak memory ours | 350 MB |
+    | `train --help` | 0.25 s |
+    | peak memory of mnist_cnn_64, ours | 350 MB |
     """
-    lines = [markdown_row(["startup", ""]), markdown_row(["---", "---:"])]
-    for name, value in figures.items():
-        *words, unit = name.split("_")
-        text = f"{value:.2f} s" if unit == "seconds" else f"{value / 1e6:,.0f} MB"
-        lines.append(markdown_row([" ".join(words), text]))
+    lines = [markdown_row(["start", ""]), markdown_row(["---", "---:"])]
+    for name, title in startup.FIGURES.items():
+        if name in figures:
+            value = figures[name]
+            text = f"{value:.2f} s" if name.endswith("_seconds") else f"{value / 1e6:,.0f} MB"
+            lines.append(markdown_row([title, text]))
     return "\n".join(lines)
 
 

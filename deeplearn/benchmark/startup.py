@@ -16,6 +16,16 @@ from deeplearn.training.logs import METRICS
 CASE = "mnist_cnn_64"  # whose compilation and memory are measured
 CONFIG = "digits_mlp"  # the experiment that is started
 
+FIGURES = {
+    "help_seconds": "`train --help`",
+    "first_step_cold_seconds": f"`train {CONFIG}` to its first step, nothing in the persistent cache",
+    "first_step_warm_seconds": "the same once more, its programs in the cache",
+    "compile_cold_seconds": f"compilation of {CASE}, nothing in the persistent cache",
+    "compile_warm_seconds": "the same once more",
+    "peak_memory_ours_bytes": f"peak memory of {CASE}, ours",
+    "peak_memory_torch_bytes": f"peak memory of {CASE}, PyTorch",
+}
+
 
 def command_seconds(*arguments: str) -> float:
     """How long `python -m deeplearn ARGUMENTS` takes."""
@@ -25,25 +35,26 @@ def command_seconds(*arguments: str) -> float:
 
 
 def first_step_seconds(workdir: Path, cache: Path) -> float:
-    """From the command `train` to the first line of its log, after one step; compiled programs go to a cache."""
+    """From the command `train` to the first line of its log, after one step; `cache` keeps its programs."""
     command = [sys.executable, "-m", "deeplearn", "train", f"--config={CONFIG}", f"--workdir={workdir}"]
     command += [
         "--config.log_every=1",
         "--config.eval_every=2",
         "--config.steps=2",
     ]  # a line before evaluation
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    log = workdir / METRICS
     start = time.perf_counter()
     with subprocess.Popen(
-        command,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)},
-        stdout=subprocess.DEVNULL,
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as child:
-        log = workdir / METRICS
-        while not (log.exists() and log.stat().st_size):
-            if child.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended with status {child.returncode} before a step")
+        while not (log.exists() and log.stat().st_size) and child.poll() is None:
             time.sleep(0.002)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        said, _ = child.communicate()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{said.decode()}")
+    return seconds
 
 
 def work(connection, cache: Path) -> None:
@@ -67,20 +78,17 @@ def compile_seconds(cache: Path) -> float:
 
 
 def measure(progress: Callable[[str], None] = lambda line: None) -> dict[str, float]:
-    """Every figure by its name; seconds, and bytes of memory.
-
-    Cold is the first start, with an empty persistent cache; warm is the second.
-    """
+    """The FIGURES, seconds and bytes; those of PyTorch only where it is installed."""
     progress("startup: help")
     figures = {"help_seconds": statistics.median(command_seconds("train", "--help") for _ in range(5))}
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
-        for state in ("cold", "warm"):
-            progress(f"startup: {state} cache")
-            figures[f"first_step_{state}_seconds"] = first_step_seconds(
-                directory / state, directory / "cache"
+        for cache in ("cold", "warm"):
+            progress(f"startup: {cache} cache")
+            figures[f"first_step_{cache}_seconds"] = first_step_seconds(
+                directory / cache, directory / "first"
             )
-            figures[f"compile_{state}_seconds"] = compile_seconds(directory / "compiled")
+            figures[f"compile_{cache}_seconds"] = compile_seconds(directory / "second")
     progress("startup: memory")
     for name, result in timing.measure(CASE, rounds=1, seconds=1.0, names=("ours", "torch")).items():
         if isinstance(result, timing.Figures):

@@ -132,24 +132,24 @@ def measure(
 
     Each is warmed up by itself; then, `rounds` times, each in turn runs for about `seconds`.
     """
-    case = CASES[case_name]
+    batch_size, result = CASES[case_name].batch_size, {}
     with ExitStack() as stack:
-        connections, described, result = {}, {}, {}
+        connections, turns = {}, {}
         for name in names:
             progress(f"{case_name}: {name} warms up")
             connection = stack.enter_context(process(work, name, case_name, seconds))
-            message = receive(connection, name)
-            if isinstance(message, Unavailable):
-                result[name] = str(message)
-            else:
-                connections[name], described[name] = connection, message
-        turns = {name: [] for name in connections}
+            result[name] = receive(connection, name)
+            if not isinstance(result[name], Unavailable):
+                connections[name], turns[name] = connection, []
         for i in range(rounds):
             progress(f"{case_name}: round {i + 1} of {rounds}")
             for name, connection in connections.items():
                 connection.send(seconds)
                 turns[name].append(receive(connection, name))
-    for name, taken in turns.items():
-        rates = [case.batch_size * turn.steps / turn.seconds for turn in taken]
-        result[name] = Figures(rates, taken[-1].loss, taken[-1].peak_bytes, *described[name])
+    for name, message in result.items():
+        if isinstance(message, Unavailable):
+            result[name] = str(message)
+        else:
+            rates = [batch_size * turn.steps / turn.seconds for turn in turns[name]]
+            result[name] = Figures(rates, turns[name][-1].loss, turns[name][-1].peak_bytes, *message)
     return result

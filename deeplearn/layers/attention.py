@@ -31,9 +31,9 @@ class SelfAttention(nn.Module):
 
     Queries, keys and values come from one dense layer. Raises UserError if the heads do not divide the width.
 
-    >>> layer = SelfAttention(heads=4)
-    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 16, 32)))
-    >>> layer.apply(variables, jnp.ones((2, 16, 32))).shape
+    >>> init = SelfAttention(heads=4).init_with_output
+    >>> y, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 16, 32)))
+    >>> y.shape
     (2, 16, 32)
     """
 

@@ -40,9 +40,9 @@ class Dense(nn.Module):
     All other axes are flattened first: the gradient for W would otherwise sum over several, for which XLA on a CPU
     first transposes g as a whole. That makes a third of the time of a Transformer's step.
 
-    >>> layer = Dense(5)
-    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 3, 4)))
-    >>> layer.apply(variables, jnp.ones((2, 3, 4))).shape
+    >>> init = Dense(5).init_with_output
+    >>> y, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 3, 4)))
+    >>> y.shape
     (2, 3, 5)
     """
 

@@ -144,9 +144,9 @@ class Recurrent(nn.Module):
 
     Raises UserError for a cell that there is not.
 
-    >>> layer = Recurrent(32, cell="gru")
-    >>> variables = layer.init(jax.random.key(0), jnp.ones((8, 10, 4)))
-    >>> layer.apply(variables, jnp.ones((8, 10, 4))).shape
+    >>> init = Recurrent(32, cell="gru").init_with_output
+    >>> hidden, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((8, 10, 4)))
+    >>> hidden.shape
     (8, 10, 32)
     """
 

@@ -36,9 +36,9 @@ class CNN(nn.Module):
 
     Dropout acts on the inputs of both dense layers. With batch norm there is a collection `batch_stats`.
 
-    >>> model = CNN()  # the MNIST network
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))
-    >>> model.apply(variables, jnp.ones((5, 28, 28, 1))).shape
+    >>> init = CNN().init_with_output  # the MNIST network
+    >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 28, 28, 1)))
+    >>> logits.shape
     (5, 10)
     """
 

@@ -26,9 +26,9 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """Inputs of any shape (B, ...) to float32 logits (B, classes), through a hidden layer for each of `features`.
 
-    >>> model = MLP(features=(32,), classes=10)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    >>> model.apply(variables, jnp.ones((5, 8, 8, 1))).shape
+    >>> init = MLP(features=(32,), classes=10).init_with_output
+    >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 8, 8, 1)))
+    >>> logits.shape
     (5, 10)
     """
 

@@ -42,10 +42,10 @@ class ResNet(nn.Module):
     The stages have width, 2 width and 4 width channels, the later two at half and a quarter of the resolution. There is
     a collection `batch_stats`. Raises UserError for another depth.
 
-    >>> model = ResNet(depth=8)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-    >>> model.apply(variables, jnp.ones((2, 32, 32, 3))).shape
-    (2, 10)
+    >>> init = ResNet(depth=20).init_with_output
+    >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 32, 32, 3)))
+    >>> logits.shape
+    (5, 10)
     """
 
     depth: int = 20

@@ -31,9 +31,9 @@ class SequenceRNN(nn.Module):
 
     A dense layer reads the last hidden state. `cell` is rnn, lstm or gru; UserError for another.
 
-    >>> model = SequenceRNN(features=32, cell="lstm", outputs=10)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))
-    >>> model.apply(variables, jnp.ones((5, 28, 28, 1))).shape
+    >>> init = SequenceRNN(features=32, cell="lstm", outputs=10).init_with_output
+    >>> outputs, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 28, 28, 1)))
+    >>> outputs.shape
     (5, 10)
     """
 

@@ -39,9 +39,9 @@ class VisionTransformer(nn.Module):
 
     Raises UserError if the patches do not tile the image or the heads do not divide the width.
 
-    >>> model = VisionTransformer(width=32, depth=2)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
-    >>> model.apply(variables, jnp.ones((5, 32, 32, 3))).shape
+    >>> init = VisionTransformer(width=32, depth=2).init_with_output
+    >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 32, 32, 3)))
+    >>> logits.shape
     (5, 10)
     """
 

@@ -61,7 +61,8 @@ def network(path: str | os.PathLike, module: Any, *inputs: Any) -> list[Box]:
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
         title = f"{type(module).__name__}    {total:,} parameters"
-        axes.text(MARGIN, MARGIN, title, fontsize=11, weight="bold", va="center")
+        points = min(11, 11 * (width - 2 * MARGIN) / style.text_width(title, 11, "bold"))
+        axes.text(MARGIN, MARGIN, title, fontsize=points, weight="bold", va="center")
         _draw_frames(axes, boxes, places, lanes)
         for corners, passes in ways:
             _draw_arrow(axes, corners, style.VERMILION if passes else style.INK)

@@ -71,7 +71,8 @@ def _recorder(calls: list[_Call]):
 
     def record(method, args, kwargs, context):
         module = context.module
-        if context.method_name == "setup" or module.path in active[-1:]:
+        idle = isinstance(module, nn.Dropout) and module.rate == 0
+        if idle or context.method_name == "setup" or module.path in active[-1:]:
             return method(*args, **kwargs)
         lifted = type(module).__module__ == "flax.linen.transforms"  # as CheckpointBlock, a subclass of Block
         calls.append(_Call(type(module).mro()[lifted], module.path, _detail(module)))
@@ -108,7 +109,7 @@ def _detail(module: nn.Module) -> str:
 
 def _whole(call: _Call) -> bool:
     """Whether a module is one layer to its users, though it may call others."""
-    return call.module.__module__.startswith("flax.linen.") and call.module is not nn.Sequential
+    return call.module.__module__.startswith(("flax.linen.", "deeplearn.layers.")) and call.module is not nn.Sequential
 
 
 # Equations
@@ -182,7 +183,7 @@ def _function(equation, inner) -> tuple[str, tuple[str, int] | None]:
     traceback = equation.source_info.traceback
     frames = traceback.frames if traceback else []
     ours = (i for i, f in enumerate(frames) if f.file_name == __file__ and f.function_name.endswith("record"))
-    site, *within = reversed(frames[: next(ours, 0)]) or [None]
+    site, *within = frames[: next(ours, 0)][::-1] or [None]
     called = (f.function_name for f in within if not _MACHINERY.search(f.file_name))
     own = equation.params.get("name") or (inner and inner.debug_info.func_name) or equation.primitive.name
     name = next(called, own).split(".")[-1].lstrip("_")
@@ -238,7 +239,7 @@ def _boxes(calls, nodes: list[_Node], count: int, parameters, outputs: list[int]
     parameters: path and size by the number of the value.
     """
     producer = {value: i for i, node in enumerate(nodes) for e in node.equations for value in e.outputs}
-    through: dict[int, dict[int, None]] = {}  # what a node that does not show passes on: nodes, and parameters
+    through: dict[int, dict[tuple[str, int], None]] = {}  # what a node that does not show passes on: nodes, and parameters
     shown: dict[int, Box] = {}
     sources: dict[int, list[int]] = {}
     counted: set[int] = set()
@@ -297,7 +298,7 @@ def _box(calls, node: _Node, is_input: bool, shapes: list[tuple[int, ...]], lear
     if primitives <= _ARITHMETIC | {"add_any"}:
         if len(shapes) < 2 and not learns:
             return None
-        label = _JOINS[loud[-1].primitive]
+        label = _JOINS.get(loud[-1].primitive, label)
     if primitives <= _ARITHMETIC | {"reshape"} and "reshape" in primitives and len(shapes) < 2 and not learns:
         if shape == shapes[0]:
             return None

@@ -147,6 +147,7 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
 
     wait(manager)
     with _writing(manager, step):
+        manager.directory.mkdir(parents=True, exist_ok=True)  # if something removed it meanwhile
         if path.exists() and path.name not in manager.damaged:
             return True
         manager.saving = step

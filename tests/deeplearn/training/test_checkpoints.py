@@ -386,7 +386,7 @@ def test_a_directory_that_becomes_a_file(tmp_path):
     with checkpoints.open(directory) as manager:
         directory.rmdir()
         directory.write_text("")
-        with pytest.raises(UserError, match="step 2 in .*: Not a directory; there is no earlier one"):
+        with pytest.raises(UserError, match="step 2 in .*: File exists; there is no earlier one"):
             checkpoints.save(manager, 2, make(2), {})
             checkpoints.wait(manager)
 

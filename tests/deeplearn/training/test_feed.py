@@ -1,0 +1,69 @@
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn.config import base_config
+from deeplearn.data.sources import Arrays, Subset
+from deeplearn.data.splits import Data
+from deeplearn.experiment import wire
+from deeplearn.tasks.classification import classification
+from deeplearn.training import feed, program
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8, use_bias=False)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(nn.relu(x)))
+
+
+def data(streamed):
+    def split(number, seed):
+        random = np.random.RandomState(seed)
+        arrays = Arrays(
+            {
+                "image": random.standard_normal((number, 2, 2, 1)).astype(np.float32),
+                "label": random.randint(0, 3, number).astype(np.int32),
+            }
+        )
+        return Subset(arrays, np.arange(number)) if streamed else arrays
+
+    return Data("random", split(90, 0), split(30, 1), split(30, 2), ("a", "b", "c"))
+
+
+def run(streamed, stops, **fields):
+    config = base_config(**{"batch_size": 16, "steps": 12, "log_every": 6, **fields})
+    e = wire(config, classification(Net(), (2, 2, 1), 3), data(streamed))
+    compiled = program.build(e)
+    state, step = compiled.init(), 0
+    for stop in stops:
+        state, _ = compiled.chunk(state, compiled.feed.data(step, stop - step), stop - step)
+        state = jax.block_until_ready(state)
+        step = stop
+    return state, compiled.evaluate(state, "test"), compiled.evaluate(state, "train")
+
+
+@pytest.mark.parametrize("mesh", ["data:1", "data:2,fsdp:2"])
+def test_a_streamed_run_is_a_resident_one(mesh):
+    """The same batches in the same order, dropout and all; only where the examples lie is different."""
+    resident, *of_resident = run(False, (6, 12), mesh=mesh)
+    streamed, *of_streamed = run(True, (6, 12), mesh=mesh)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), resident.params, streamed.params)
+    for a, b in zip(of_resident, of_streamed, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+def test_a_stream_goes_on_anywhere(monkeypatch):
+    """Chunks that do not follow each other, as after an evaluation that looks at training batches."""
+    whole, *_ = run(True, (6, 12), mesh="data:1", ema=0.9)
+    cut, *_ = run(True, (2, 5, 6, 10, 12), mesh="data:1", ema=0.9)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, cut.params)
+
+
+def test_a_split_larger_than_a_block(monkeypatch):
+    _, test, train = run(True, (6,), mesh="data:1")
+    monkeypatch.setattr(feed, "EVALUATE_BLOCK", 16)
+    _, in_blocks, train_in_blocks = run(True, (6,), mesh="data:1")
+    np.testing.assert_allclose(test["loss"], in_blocks["loss"], rtol=1e-5)
+    np.testing.assert_allclose(train["accuracy"], train_in_blocks["accuracy"], rtol=1e-6)
