@@ -108,9 +108,11 @@ def process(target: Callable, *args):
     child = context.Process(target=target, args=(there, *args))
     child.start()
     there.close()
-    with here:
-        yield here
-    child.join()
+    try:
+        with here:
+            yield here
+    finally:
+        child.join()
 
 
 def receive(connection, name: str):
@@ -132,24 +134,24 @@ def measure(
 
     Each is warmed up by itself; then, `rounds` times, each in turn runs for about `seconds`.
     """
-    batch_size, result = CASES[case_name].batch_size, {}
     with ExitStack() as stack:
-        connections, turns = {}, {}
+        connections, described = {}, {}
         for name in names:
             progress(f"{case_name}: {name} warms up")
-            connection = stack.enter_context(process(work, name, case_name, seconds))
-            result[name] = receive(connection, name)
-            if not isinstance(result[name], Unavailable):
-                connections[name], turns[name] = connection, []
+            connections[name] = stack.enter_context(process(work, name, case_name, seconds))
+            described[name] = receive(connections[name], name)
+        turns = {name: [] for name, message in described.items() if not isinstance(message, Unavailable)}
         for i in range(rounds):
             progress(f"{case_name}: round {i + 1} of {rounds}")
-            for name, connection in connections.items():
-                connection.send(seconds)
-                turns[name].append(receive(connection, name))
-    for name, message in result.items():
-        if isinstance(message, Unavailable):
-            result[name] = str(message)
-        else:
-            rates = [batch_size * turn.steps / turn.seconds for turn in turns[name]]
-            result[name] = Figures(rates, turns[name][-1].loss, turns[name][-1].peak_bytes, *message)
-    return result
+            for name, taken in turns.items():
+                connections[name].send(seconds)
+                taken.append(receive(connections[name], name))
+
+    def figures(taken: list[Turn], parameters: int, detail: str) -> Figures:
+        rates = [CASES[case_name].batch_size * turn.steps / turn.seconds for turn in taken]
+        return Figures(rates, taken[-1].loss, taken[-1].peak_bytes, parameters, detail)
+
+    return {
+        name: figures(turns[name], *message) if name in turns else str(message)
+        for name, message in described.items()
+    }

@@ -239,7 +239,7 @@ def _boxes(calls, nodes: list[_Node], count: int, parameters, outputs: list[int]
     parameters: path and size by the number of the value.
     """
     producer = {value: i for i, node in enumerate(nodes) for e in node.equations for value in e.outputs}
-    through: dict[int, dict[tuple[str, int], None]] = {}  # what a node that does not show passes on: nodes, and parameters
+    through: dict[int, dict[tuple[str, int], None]] = {}  # what nodes that do not show pass on
     shown: dict[int, Box] = {}
     sources: dict[int, list[int]] = {}
     counted: set[int] = set()

@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -229,6 +230,7 @@ def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[_Check
             except Exception as error:  # there is no end to what damaged files make Orbax raise
                 logging.warning("skipped the damaged checkpoint %s: %s", path, _cause(error))
                 manager.damaged.add(checkpoint.name)
+            time.sleep(0.02)  # reads that nobody waits for any more end, and let go of their coroutines
             gc.collect()
     return None
 

@@ -1,0 +1,45 @@
+import csv
+
+import pytest
+
+FIELDS = ("--config=digits_mlp", "--workdir=run", "--config.epochs=3", "--config.features=(16,)")
+
+
+def rows(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_compare(run, tmp_path):
+    """Every file, and what it says: as many runs as there are, each optimizer once."""
+    status, out, err = run("compare", *FIELDS, "--optimizers=adam,momentum(momentum=0.8)", "--learning_rates=2", "--seeds=2")
+    assert status == 0, err
+    assert "| adam |" in out and "| momentum(momentum=0.8) |" in out and "curves.png" in out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {"curves.png", "learning_rates.png", "table.md", "table.csv", "curves.csv", "manifest.json"}
+    table = rows(tmp_path / "run" / "table.csv")
+    assert {row["optimizer"] for row in table} == {"adam", "momentum(momentum=0.8)"}
+    curves = rows(tmp_path / "run" / "curves.csv")
+    runs = {(row["optimizer"], row["learning_rate"], row["seed"]) for row in curves}
+    assert len(runs) == 2 * 2 * 2 and {int(row["step"]) for row in curves} == {21, 42, 61}
+    assert (tmp_path / "run" / "table.md").read_text() in out
+
+
+def test_a_list_of_rates(run, tmp_path):
+    status, _, err = run("compare", *FIELDS, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1")
+    assert status == 0, err
+    assert {float(row["learning_rate"]) for row in rows(tmp_path / "run" / "curves.csv")} == {0.1, 0.01, 0.003}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--optimizers=adam,momentun",), "unknown optimizer 'momentun'; did you mean momentum"),
+        (("--learning_rates=0",), "--learning_rates=0 is neither"),
+        (("--learning_rates=0.1,-1",), "--learning_rates=0.1,-1 is neither"),
+        (("--seeds=0",), "--seeds=0"),
+    ],
+)
+def test_mistakes(run, arguments, said):
+    status, _, err = run("compare", *FIELDS, *arguments)
+    assert status == 2 and said in err and "Traceback" not in err

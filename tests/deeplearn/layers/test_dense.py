@@ -1,0 +1,42 @@
+"""The dense layer against Flax's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplearn.layers.dense import Dense, product
+
+
+@pytest.mark.parametrize("shape, features", [((6, 3), 5), ((2, 3, 7), 4), ((2, 2, 2, 3), 6), ((2, 3, 4), 4)])
+def test_it_is_flaxs_layer(shape, features):
+    x = jax.random.normal(jax.random.key(1), shape)
+    ours, flax = Dense(features), nn.Dense(features)
+    params = flax.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), params)
+
+    def value_and_gradients(layer):
+        return jax.value_and_grad(lambda params, x: jnp.sin(layer.apply(params, x)).sum(), argnums=(0, 1))(params, x)
+
+    found, expected = value_and_gradients(ours), value_and_gradients(flax)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("inputs, features", [(5, 3), (3, 5)])  # the kernel's gradient has two forms
+def test_the_product_has_all_the_derivatives_of_the_plain_one(inputs, features):
+    x, kernels = jax.random.normal(jax.random.key(0), (4, inputs)), jnp.ones((2, inputs, features)) * 0.3
+
+    def derivatives(multiply):
+        gradient = jax.grad(lambda kernel: jnp.square(jnp.sin(multiply(x, kernel))).sum())
+        return jax.vmap(gradient)(kernels), jax.jacrev(gradient)(kernels[0]), jax.jacfwd(gradient)(kernels[0])
+
+    found, expected = derivatives(product), derivatives(jnp.matmul)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_bfloat16():
+    layer, x = Dense(4, jnp.bfloat16), jnp.ones((2, 3))
+    params = layer.init(jax.random.key(0), x)
+    assert layer.apply(params, x).dtype == jnp.bfloat16
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
