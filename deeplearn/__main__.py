@@ -23,7 +23,9 @@ def overview() -> str:
     lines += ["", "experiments:"]
     lines += [f"  {path.stem:20} {first_line(path)}" for path in experiments]
     lines += ["", "launch one, any field of its config changed by a flag:"]
-    lines += ["  python -m deeplearn train --config=experiments/digits_mlp.py --workdir=runs/digits --config.optimizer=nadam"]
+    lines += [
+        "  python -m deeplearn train --config=experiments/digits_mlp.py --workdir=runs/digits --config.optimizer=nadam"
+    ]
     return "\n".join(lines)
 
 

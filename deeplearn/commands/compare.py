@@ -1,6 +1,6 @@
 """compare optimizers on an experiment: every learning rate and seed of one in one program
 
-    python -m deeplearn compare --config=experiments/digits_mlp.py --optimizers=sgd,momentum,adam --seeds=5 --workdir=DIR
+    python -m deeplearn compare --config=FILE --optimizers=sgd,momentum,adam --seeds=5 --workdir=DIR
 
 Writes curves.png, learning_rates.png, table.md, table.csv and curves.csv to DIR.
 """
@@ -72,7 +72,9 @@ def main() -> None:
                 flush=True,
             )
         goal = monitored(experiment.target, {"accuracy": 0} if "validation/accuracy" in result.curves else {"loss": 0})
-        title = f"{Path(path).stem}: {len(names)} optimizers x {len(grid[names[0]])} learning rates x {len(seeds)} seeds"
+        title = (
+            f"{Path(path).stem}: {len(names)} optimizers x {len(grid[names[0]])} learning rates x {len(seeds)} seeds"
+        )
         paths = report.write(workdir, title, sweeps, goal, f"validation/{goal.metric}")
     compiling, training = sum(s.compile_seconds for s in sweeps), sum(s.seconds[-1] * len(s.seeds) for s in sweeps)
     print()

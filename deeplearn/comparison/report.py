@@ -7,7 +7,6 @@ import numpy as np
 
 from deeplearn.comparison import table
 from deeplearn.comparison.sweep import Sweep
-from deeplearn.files import writing
 from deeplearn.pictures import style
 
 LABELS = {
@@ -129,7 +128,9 @@ def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
 def write(workdir, title: str, sweeps: list[Sweep], goal, metric: str) -> list[str]:
     """All files of a comparison; returns their paths."""
     sign = -1 if goal.rises else 1
-    rows = sorted((table.row(sweep, metric, goal) for sweep in sweeps), key=lambda row: (row.seconds_to_target, sign * row.final))
+    rows = sorted(
+        (table.row(sweep, metric, goal) for sweep in sweeps), key=lambda row: (row.seconds_to_target, sign * row.final)
+    )
     paths = [workdir / name for name in ("table.md", "table.csv", "curves.csv", "curves.png", "learning_rates.png")]
     paths[0].write_text(markdown(rows, title, metric))
     with open(paths[1], "w", newline="") as file:

@@ -25,7 +25,11 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
 
     def loss(params, model_state, batch, rng):
         logits, model_state = model.apply(
-            {"params": params, **model_state}, batch["image"], train=True, rngs={"dropout": rng}, mutable=list(model_state)
+            {"params": params, **model_state},
+            batch["image"],
+            train=True,
+            rngs={"dropout": rng},
+            mutable=list(model_state),
         )
         value = losses.cross_entropy(logits, batch["label"], label_smoothing).mean()
         correct = jnp.argmax(logits, axis=-1) == batch["label"]  # (B,)

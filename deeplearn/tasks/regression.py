@@ -23,7 +23,11 @@ def regression(model, shape: tuple[int, ...], baseline=None) -> Task:
 
     def loss(params, model_state, batch, rng):
         prediction, model_state = model.apply(
-            {"params": params, **model_state}, batch["inputs"], train=True, rngs={"dropout": rng}, mutable=list(model_state)
+            {"params": params, **model_state},
+            batch["inputs"],
+            train=True,
+            rngs={"dropout": rng},
+            mutable=list(model_state),
         )
         return losses.squared_error(prediction, batch["targets"]).mean(), (model_state, {})
 

@@ -18,7 +18,7 @@ class Progress(NamedTuple):
     """What the host remembers of a run; it is saved with each checkpoint, as JSON.
 
     Fields:
-      seconds: the clock, which runs from before the first compile and stands during evaluation, checkpoints and logging.
+      seconds: the clock, which runs from before the first compile; it stands during evaluation and saving.
       best: the best value so far of the metric that chooses the checkpoint, None before the first evaluation.
       best_step: its step.
       stale: evaluations since then.
@@ -38,7 +38,7 @@ class Hooks(NamedTuple):
 
     Fields:
       log: `(step, {name: number})`, the means over the steps since the last line, and what an evaluation found.
-      save: `(step, state, progress, score)`, asynchronously; the score, larger is better, is None where this step is not
+      save: `(step, state, progress, score)`, asynchronously; the score, larger is better, is None unless this step is
         the best so far. Returns False, having saved nothing, if the state is not finite.
       tick: `(step, {name: number})`, after every chunk, for a progress bar.
     """

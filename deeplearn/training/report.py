@@ -50,8 +50,10 @@ def after(workdir: Path, experiment, program, best, progress, reason: str) -> st
         lines.append(f"  {split:10} {scalars}  ({len(experiment.data.split(split)):,} examples)")
     if experiment.target:
         goal, relation = experiment.target, ">=" if experiment.target.rises else "<="
-        reached = "never" if progress.target_step is None else (
-            f"at step {progress.target_step:,}, after {progress.target_seconds:.1f} s"
+        reached = (
+            "never"
+            if progress.target_step is None
+            else (f"at step {progress.target_step:,}, after {progress.target_seconds:.1f} s")
         )
         lines.append(f"  validation {goal.metric} {relation} {goal.value:g} reached: {reached}")
     lines.append(f"pictures, metrics and checkpoints: {workdir}")

@@ -17,7 +17,9 @@ def in_parts(function, parts: int):
         return function
 
     def mean(params, model_state, batch, rng):
-        rows = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)  # (parts, B / parts, ...)
+        rows = jax.tree.map(
+            lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
+        )  # (parts, B / parts, ...)
 
         def add(i, carry):
             total, model_state = carry
@@ -44,7 +46,9 @@ def make_step(task, optimizer, *, accumulate: int = 1):
         return (loss, metrics), model_state
 
     def value_and_gradient(params, model_state, batch, rng):
-        (loss, (model_state, metrics)), gradient = jax.value_and_grad(task.loss, has_aux=True)(params, model_state, batch, rng)
+        (loss, (model_state, metrics)), gradient = jax.value_and_grad(task.loss, has_aux=True)(
+            params, model_state, batch, rng
+        )
         return (loss, metrics, gradient), model_state
 
     value = in_parts(value, accumulate)

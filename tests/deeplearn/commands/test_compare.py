@@ -12,7 +12,9 @@ def rows(path):
 
 def test_compare(run, tmp_path):
     """Every file, and what it says: as many runs as there are, each optimizer once."""
-    status, out, err = run("compare", *FIELDS, "--optimizers=adam,momentum(momentum=0.8)", "--learning_rates=2", "--seeds=2")
+    status, out, err = run(
+        "compare", *FIELDS, "--optimizers=adam,momentum(momentum=0.8)", "--learning_rates=2", "--seeds=2"
+    )
     assert status == 0, err
     assert "| adam |" in out and "| momentum(momentum=0.8) |" in out and "curves.png" in out
     names = {path.name for path in (tmp_path / "run").iterdir()}

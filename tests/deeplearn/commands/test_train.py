@@ -97,7 +97,10 @@ BASE = ("train", "--config=digits_mlp", "--workdir=run")
     "arguments, said",
     [
         (("trian",), "unknown command 'trian'; did you mean train?"),
-        (("train", "--config=digits_mpl", "--workdir=run"), "unknown experiment 'digits_mpl'; did you mean digits_mlp?"),
+        (
+            ("train", "--config=digits_mpl", "--workdir=run"),
+            "unknown experiment 'digits_mpl'; did you mean digits_mlp?",
+        ),
         ((*BASE, "--config.batchsize=3"), "unknown config field 'batchsize'; did you mean batch_size"),
         ((*BASE, "--config.batch_size=many"), "--config.batch_size=many"),
         ((*BASE, "--config.batch_size=0"), "config.batch_size is 0"),

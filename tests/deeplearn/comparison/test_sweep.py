@@ -19,7 +19,9 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(8, use_bias=False)(x.reshape(x.shape[0], -1)))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(
+            nn.Dense(8, use_bias=False)(x.reshape(x.shape[0], -1))
+        )
         return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(nn.relu(x)))
 
 

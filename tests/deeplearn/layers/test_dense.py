@@ -1,5 +1,7 @@
 """The dense layer against Flax's."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 
 from deeplearn.layers.dense import Dense, product
+
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
 
 @pytest.mark.parametrize("shape, features", [((6, 3), 5), ((2, 3, 7), 4), ((2, 2, 2, 3), 6), ((2, 3, 4), 4)])
@@ -17,7 +21,9 @@ def test_it_is_flaxs_layer(shape, features):
     jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(0), x), params)
 
     def value_and_gradients(layer):
-        return jax.value_and_grad(lambda params, x: jnp.sin(layer.apply(params, x)).sum(), argnums=(0, 1))(params, x)
+        return jit(jax.value_and_grad(lambda params, x: jnp.sin(layer.apply(params, x)).sum(), argnums=(0, 1)))(
+            params, x
+        )
 
     found, expected = value_and_gradients(ours), value_and_gradients(flax)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
@@ -29,7 +35,7 @@ def test_the_product_has_all_the_derivatives_of_the_plain_one(inputs, features):
 
     def derivatives(multiply):
         gradient = jax.grad(lambda kernel: jnp.square(jnp.sin(multiply(x, kernel))).sum())
-        return jax.vmap(gradient)(kernels), jax.jacrev(gradient)(kernels[0]), jax.jacfwd(gradient)(kernels[0])
+        return jit(lambda k: (jax.vmap(gradient)(k), jax.jacrev(gradient)(k[0]), jax.jacfwd(gradient)(k[0])))(kernels)
 
     found, expected = derivatives(product), derivatives(jnp.matmul)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)

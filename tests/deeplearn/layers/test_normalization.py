@@ -1,5 +1,7 @@
 """Batch normalisation against Flax's and PyTorch's."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 
 from deeplearn.layers.normalization import BatchNorm, normalize
+
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
 
 def variables(channels):
@@ -40,9 +44,9 @@ def test_it_and_its_gradient_are_flaxs(shape, train):
     def run(apply):
         def loss(params, x):
             y, updates = apply({**state, "params": params}, x)
-            return (jnp.sin(y) * jnp.arange(y.size).reshape(y.shape)).mean(), (y, updates)
+            return (jnp.sin(y) * jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape)).mean(), (y, updates)
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(state["params"], x)
+        return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(state["params"], x)
 
     found = run(lambda v, x: BatchNorm().apply(v, x, train, mutable=["batch_stats"]))
     expected = run(lambda v, x: peer(train).apply(v, x, mutable=["batch_stats"]))
@@ -64,7 +68,7 @@ def test_it_and_its_gradient_are_pytorchs():
         y, _ = BatchNorm().apply(state, x, True, mutable=["batch_stats"])
         return jnp.sin(y).sum(), y
 
-    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+    gradient, y = jit(jax.grad(loss, has_aux=True))(x)
     np.testing.assert_allclose(y, expected.detach().permute(0, 2, 3, 1), atol=1e-5)
     np.testing.assert_allclose(gradient, t.grad.permute(0, 2, 3, 1), atol=1e-4)
 
@@ -77,7 +81,7 @@ def test_second_derivatives_are_autodiffs():
 
     def second(function):
         gradient = jax.grad(lambda x: jnp.sin(function(x, scale, bias)).sum())
-        return jax.jit(jax.grad(lambda x: jnp.cos(gradient(x)).sum()))(x)
+        return jit(jax.grad(lambda x: jnp.cos(gradient(x)).sum()))(x)
 
     found = second(lambda *arguments: normalize(*arguments, 1e-5)[0])
     np.testing.assert_allclose(found, second(plain), rtol=1e-3, atol=1e-4)

@@ -36,7 +36,9 @@ def test_every_row_counts_once(monkeypatch, size, parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), means, whole)
 
 
-@pytest.mark.parametrize("name, ema, needs", [("adam", 0.0, False), ("adam", 0.9, True), ("schedule_free_sgd", 0.0, True)])
+@pytest.mark.parametrize(
+    "name, ema, needs", [("adam", 0.0, False), ("adam", 0.9, True), ("schedule_free_sgd", 0.0, True)]
+)
 def test_which_optimizers_need_a_refresh(name, ema, needs):
     optimizer = optimizers.make(name, ema=ema)
     state = jax.eval_shape(lambda: create(TASK, optimizer, 0))
@@ -62,7 +64,9 @@ def test_evaluation_uses_the_optimizers_own_parameters():
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     _, opt_state = optimizer.update(zeros, state.opt_state, state.params)
     moved = jax.tree.map(lambda x: x + 1, state.params)
-    params, _ = evaluation.make_evaluated(TASK, optimizer, None, 0)(state._replace(params=moved, opt_state=opt_state), None)
+    params, _ = evaluation.make_evaluated(TASK, optimizer, None, 0)(
+        state._replace(params=moved, opt_state=opt_state), None
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, state.params)
 
 

@@ -10,7 +10,6 @@ from deeplearn.config import base_config
 from deeplearn.experiment import Target
 from deeplearn.training import loop
 
-
 OPT_STATE = SimpleNamespace(hyperparams={"learning_rate": 0.1, "schedule": 1.0})
 
 
@@ -29,11 +28,15 @@ def experiment(steps=20, log_every=2, eval_every=5, checkpoint_every=10, target=
 class Script:
     """A program whose losses and accuracies are given, and hooks that remember what they were told."""
 
-    def __init__(self, losses=lambda step: 1.0, accuracies=lambda step: step / 100, on_step=lambda step: None, good=True):
+    def __init__(
+        self, losses=lambda step: 1.0, accuracies=lambda step: step / 100, on_step=lambda step: None, good=True
+    ):
         self.chunks, self.saved, self.lines, self.good = [], [], [], good
         self.feed = SimpleNamespace(data=lambda step, steps: None)
         self.losses, self.accuracies, self.on_step = losses, accuracies, on_step
-        self.hooks = loop.Hooks(log=lambda step, record: self.lines.append((step, record)), save=self.save, tick=self.tick)
+        self.hooks = loop.Hooks(
+            log=lambda step, record: self.lines.append((step, record)), save=self.save, tick=self.tick
+        )
 
     def chunk(self, state, data, steps):
         self.chunks.append(steps)
@@ -126,7 +129,9 @@ def test_the_target():
     assert progress.target_step == 10 and 0 < progress.target_seconds <= progress.seconds
 
 
-@pytest.mark.parametrize("values, metric, rises", [({"accuracy": 1, "loss": 1}, "accuracy", True), ({"loss": 1}, "loss", False)])
+@pytest.mark.parametrize(
+    "values, metric, rises", [({"accuracy": 1, "loss": 1}, "accuracy", True), ({"loss": 1}, "loss", False)]
+)
 def test_which_metric_chooses(values, metric, rises):
     assert loop.monitored(None, values)[:2] == (metric, rises)
 

@@ -98,7 +98,9 @@ def test_streamed_batches_are_those_that_lie_on_the_device(arrays):
     resident, _ = step.make_chunk(one, feed.gather(8, 5))(state, arrays, 5)
     batch = feed.gather(8, 5)(state, arrays)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *(batch(i) for i in range(5)))
-    streamed, _ = step.make_chunk(one, lambda state, data: lambda i: jax.tree.map(lambda x: x[i], data))(state, stacked, 5)
+    streamed, _ = step.make_chunk(one, lambda state, data: lambda i: jax.tree.map(lambda x: x[i], data))(
+        state, stacked, 5
+    )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), resident.params, streamed.params)
 
 
