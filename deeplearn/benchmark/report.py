@@ -103,7 +103,7 @@ def machine_line(machine: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     date = machine["date"].partition("T")[0]
     hardware = f"{machine['cores']} cores, {machine['processor']} (load before: {machine['load']:.1f})"
-    return f"{hardware}, Python {machine['python']}, {versions}; {date}\n"
+    return f"{hardware}, Python {machine['python']}, {versions}; {date}"
 
 
 def startup_markdown(figures: dict[str, float]) -> str:

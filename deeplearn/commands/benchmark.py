@@ -35,17 +35,19 @@ def main() -> None:
     if output:
         with files.writing(output):
             output.touch()  # a mistake in the path shows before anything is measured
+    if described["machine"]["load"] > 1:
+        load = f"load {described['machine']['load']:.1f}"
+        print(f"warning: this machine is busy ({load}), which slows PyTorch more than JAX", file=sys.stderr)
     results = {}
     for name in names:
         if name != "startup":
             results[name] = timing.measure(name, ROUNDS.value, SECONDS.value, progress=show)
     started = startup.measure(show) if "startup" in names else {}
     show("")
-    print(report.machine_line(described["machine"]))
-    if results:
-        print(report.markdown(results), report.verdicts(results), sep="\n\n")
-    if started:
-        print(report.startup_markdown(started))
+    blocks = [report.machine_line(described["machine"])]
+    blocks += [report.markdown(results), report.verdicts(results)] if results else []
+    blocks += [report.startup_markdown(started)] if started else []
+    print("\n\n".join(filter(None, blocks)))
     if output:
         content = {**described, **report.as_json(results), "startup": started}
         with files.replacing(output) as temporary:

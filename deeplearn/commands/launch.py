@@ -40,14 +40,14 @@ def check_config(argv: list[str]) -> None:
 
     ml_collections gives a bare KeyError for an unknown field and a page of text for an unknown file.
     """
-    from deeplearn import experiment
-
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
             at, path = (i, match[1]) if match[1] is not None else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
             break
     else:
         return
+    from deeplearn import experiment
+
     module = experiment.load(path)
     argv[at] = f"{'--config=' if at == i else ''}{experiment.find(path)}"
     fields = module.get_config()

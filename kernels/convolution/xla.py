@@ -77,11 +77,15 @@ def _strided(x, w, geometry):
     high = tuple(o - 1 + t - p - b for o, t, p, b in zip((height, width), taps, low, blocks, strict=True))
     x = jnp.pad(x, ((0, 0), *((0, b * s - n) for b, s, n in zip(blocks, strides, size, strict=True)), (0, 0)))
     w = jnp.pad(w, (*((f, t * s - f - k) for f, t, s, k in zip(front, taps, strides, kernel, strict=True)), (0, 0), (0, 0)))
-    x = x.reshape(-1, blocks[0], sh, blocks[1], sw, x.shape[3]).transpose(0, 1, 3, 2, 4, 5)
-    w = w.reshape(taps[0], sh, taps[1], sw, *w.shape[2:]).transpose(0, 2, 1, 3, 4, 5)
-    x = x.reshape(*x.shape[:3], -1)  # (N, H/s, W/s, s s C)
-    w = w.reshape(*w.shape[:2], x.shape[3], -1)  # (taps, taps, s s C, K)
-    return _dense(x, w, tuple(zip(low, high, strict=True)), (1, 1))
+    w = jnp.moveaxis(_blocks(jnp.moveaxis(w, 3, 0), strides), 0, 3)
+    return _dense(_blocks(x, strides), w, tuple(zip(low, high, strict=True)), (1, 1))
+
+
+def _blocks(x, strides):
+    """(N, H, W, C) -> (N, H/s, W/s, s s C)."""
+    n, height, width, channels = x.shape
+    sh, sw = strides
+    return jnp.concatenate([x[:, i::sh].reshape(n, height // sh, width // sw, sw * channels) for i in range(sh)], axis=3)
 
 
 def _dense(x, w, padding, dilation):

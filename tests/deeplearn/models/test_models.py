@@ -1,0 +1,151 @@
+"""Every model: shapes and dtypes, sizes, dropout, recomputation, lanes."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplearn.errors import UserError
+from deeplearn.models.cnn import CNN
+from deeplearn.models.mlp import MLP
+from deeplearn.models.resnet import ResNet
+from deeplearn.models.rnn import SequenceRNN
+from deeplearn.models.transformer import VisionTransformer, patches
+
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
+
+MODELS = {  # small ones, and the shape of an example
+    "mlp": (MLP((16,), dropout=0.5), (4, 4, 1)),
+    "cnn": (CNN((4,), hidden=8, dropout=0.5), (4, 4, 1)),
+    "cnn with batch norm": (CNN((4,), hidden=8, dropout=0.5, batch_norm=True), (4, 4, 1)),
+    "rnn": (SequenceRNN(8, "rnn", outputs=10, layers=2, dropout=0.5), (5, 3)),
+    "lstm": (SequenceRNN(8, "lstm", outputs=10, dropout=0.5), (4, 4, 1)),
+    "gru": (SequenceRNN(8, "gru", outputs=10, dropout=0.5), (5, 3)),
+    "transformer": (VisionTransformer(4, width=16, depth=2, heads=2, dropout=0.5), (8, 8, 3)),
+    "resnet": (ResNet(depth=8, width=4), (8, 8, 3)),
+}
+DROPOUT = [name for name, (model, _) in MODELS.items() if hasattr(model, "dropout")]
+
+
+def setup(name, **fields):
+    model, shape = MODELS[name]
+    model, x = model.clone(**fields), jax.random.normal(jax.random.key(1), (3, *shape))
+    variables = dict(jit(model.init)(jax.random.key(0), x))
+    return model, variables.pop("params"), variables, x
+
+
+def train(model, params, state, x, seed=0):
+    """Logits in training, and the new state."""
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({"params": params, **state}, x, train=True, rngs=rngs, mutable=list(state))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_and_dtypes(name, dtype):
+    model, shape = MODELS[name]
+    model, x = model.clone(dtype=dtype), jnp.ones((3, *shape))
+    variables = dict(jax.eval_shape(model.init, jax.random.key(0), x))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    params = variables.pop("params")
+    assert list(variables) == (["batch_stats"] if name in ("cnn with batch norm", "resnet") else [])
+    outputs, state = jax.eval_shape(partial(train, model), params, variables, x)
+    assert outputs.shape == (3, 10) and outputs.dtype == jnp.float32
+    assert jax.tree.map(jnp.shape, dict(state)) == jax.tree.map(jnp.shape, variables)
+    outputs = jax.eval_shape(model.apply, {"params": params, **variables}, x)
+    assert outputs.shape == (3, 10) and outputs.dtype == jnp.float32
+    if dtype == "bfloat16":
+        assert "bf16" in str(jax.make_jaxpr(model.apply)({"params": params, **variables}, x))
+
+
+SIZES = {
+    "the MNIST network": (CNN(), (28, 28, 1), (9 * 32 + 32) + (288 * 64 + 64) + (3136 * 128 + 128) + 1290),
+    "mlp": (MLP(), (8, 8, 1), (64 * 128 + 128) + (128 * 128 + 128) + 1290),
+    "rnn": (SequenceRNN(32, "rnn", outputs=1), (10, 1), (1 + 32 + 1) * 32 + 33),
+    "lstm": (SequenceRNN(256, "lstm", outputs=1), (128, 256), 4 * (256 + 256 + 1) * 256 + 257),
+    "gru": (SequenceRNN(16, "gru", outputs=1), (10, 4), 3 * (4 + 16 + 1) * 16 + 16 + 17),
+    "transformer": (
+        VisionTransformer(),
+        (32, 32, 3),
+        (48 + 1) * 128 + 64 * 128 + 4 * (4 * 128 + 129 * 384 + 129 * 128 + 129 * 512 + 513 * 128) + 2 * 128 + 1290,
+    ),
+    # He et al. 2015, table 6: 0.27 million.
+    "resnet": (ResNet(depth=20), (32, 32, 3), 269_722),
+}
+
+
+@pytest.mark.parametrize("model, shape, size", SIZES.values(), ids=SIZES)
+def test_parameter_counts(model, shape, size):
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, *shape)))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+@pytest.mark.parametrize("name", DROPOUT)
+def test_dropout_follows_its_key_and_only_in_training(name):
+    model, params, state, x = setup(name)
+    run = jit(lambda seed: train(model, params, state, x, seed)[0])
+    np.testing.assert_array_equal(run(0), run(0))
+    assert not np.array_equal(run(0), run(1))
+    without = model.clone(dropout=0.0)
+    evaluate = [jit(m.apply)({"params": params, **state}, x) for m in (model, without)]  # no key is needed
+    np.testing.assert_array_equal(*evaluate)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_remat_changes_nothing_but_memory(name):
+    _, params, state, x = setup(name)
+
+    def run(remat):
+        model = MODELS[name][0].clone(remat=remat)
+
+        def loss(params):
+            logits, new = train(model, params, state, x)
+            return jnp.square(logits).sum(), new
+
+        return jax.value_and_grad(loss, has_aux=True)
+
+    found, expected = jit(run(True))(params), jit(run(False))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    assert "remat" in str(jax.make_jaxpr(run(True))(params))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_vmap_over_parameters_is_a_loop(name):
+    model, params, state, x = setup(name)
+
+    def gradient(params, state):
+        return jax.grad(lambda params: jnp.square(train(model, params, state, x)[0]).sum())(params)
+
+    lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf + 0.1]), (params, state))
+    found = jit(jax.vmap(gradient))(*lanes)
+    gradient = jit(gradient)
+    for i in range(2):
+        expected = gradient(*jax.tree.map(lambda leaf, i=i: leaf[i], lanes))
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + 1e-6),
+            found,
+            expected,
+        )
+
+
+MISTAKES = {
+    "unknown cell 'lstn'": (SequenceRNN(cell="lstn"), (4, 2)),
+    "patches of 5 x 5 do not tile": (VisionTransformer(patch=5), (32, 32, 3)),
+    "5 heads do not divide": (VisionTransformer(heads=5), (32, 32, 3)),
+    "depth 21 cannot be built": (ResNet(depth=21), (32, 32, 3)),
+}
+
+
+@pytest.mark.parametrize("message, model, shape", [(m, *case) for m, case in MISTAKES.items()], ids=MISTAKES)
+def test_mistakes_are_named(message, model, shape):
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, *shape)))
+
+
+def test_patches_hold_their_pixels():
+    x = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
+    found = patches(jnp.array(x), 2)
+    assert found.shape == (2, 6, 12)
+    np.testing.assert_array_equal(found[1, 3], x[1, 2:4, 2:4].ravel())
