@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels import pooling
+
+CASES = [
+    # shape, window, strides, padding
+    ((2, 8, 8, 3), 2, None, "VALID"),
+    ((2, 9, 7, 3), 2, None, "VALID"),
+    ((2, 9, 7, 3), 3, 2, "VALID"),
+    ((2, 9, 8, 3), 3, 2, "SAME"),
+    ((2, 9, 8, 3), (3, 2), (1, 2), 1),
+    ((1, 6, 6, 2), 3, 1, ((0, 1), (1, 0))),
+    ((1, 5, 5, 1), 5, None, "VALID"),
+]
+KINDS = ["max_pool", "average_pool"]
+
+
+def formula(kind, x, window, strides, padding):
+    """Window by window, in float64."""
+    from kernels.convolution.geometry import pair, resolve
+
+    window = pair("window", window)
+    strides = window if strides is None else pair("strides", strides)
+    pads = resolve(padding, x.shape[1:3], window, strides)
+    x = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)), constant_values=-np.inf if kind == "max_pool" else 0)
+    view = np.lib.stride_tricks.sliding_window_view(x, window, axis=(1, 2))[:, :: strides[0], :: strides[1]]
+    return (view.max if kind == "max_pool" else view.mean)(axis=(-2, -1))
+
+
+@pytest.mark.parametrize("shape, window, strides, padding", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("implementation", [None, "reference", "xla"])
+def test_values(kind, implementation, shape, window, strides, padding, key):
+    x = jax.random.normal(key, shape)
+    y = getattr(pooling, kind)(x, window, strides, padding, implementation)
+    np.testing.assert_allclose(y, formula(kind, x, window, strides, padding), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape, window, strides, padding", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_gradients(kind, ties, shape, window, strides, padding, key):
+    """Those of the reference, which divides a maximum's gradient equally among equals."""
+    x = jax.random.normal(key, shape)
+    x = jnp.round(x) if ties else x
+    pool = getattr(pooling, kind)
+    y = pool(x, window, strides, padding)
+    dy = jax.random.normal(jax.random.fold_in(key, 1), y.shape)
+    one, other = (
+        jax.grad(lambda x, name=name: (pool(x, window, strides, padding, name) * dy).sum())(x)
+        for name in ("xla", "reference")
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert np.isclose(one.sum(), dy.sum(), rtol=1e-3) or kind == "average_pool"
+
+
+def test_ties_are_divided_equally():
+    gradient = jax.grad(lambda x: pooling.max_pool(x, 3, 1).sum())(jnp.ones((1, 3, 3, 1)))
+    np.testing.assert_allclose(gradient, np.full((1, 3, 3, 1), 1 / 9), rtol=1e-6)
+
+
+@pytest.mark.parametrize("window, strides", [(2, None), (3, 2)])
+def test_no_select_and_scatter(window, strides):
+    """What makes XLA's own gradient slow."""
+    gradient = jax.jit(jax.grad(lambda x: pooling.max_pool(x, window, strides).sum()))
+    text = gradient.lower(jnp.ones((2, 8, 8, 3))).compile().as_text()
+    assert "select-and-scatter" not in text and "reduce-window" not in text
+
+
+@pytest.mark.parametrize("window, strides", [(2, None), (3, 2)])
+def test_under_transformations(window, strides, key):
+    x = jax.random.normal(key, (3, 2, 8, 8, 3))
+    single = jnp.stack([pooling.max_pool(each, window, strides) for each in x])
+    np.testing.assert_array_equal(jax.vmap(lambda x: pooling.max_pool(x, window, strides))(x), single)
+    np.testing.assert_array_equal(jax.lax.map(lambda x: pooling.max_pool(x, window, strides), x), single)
+    cube = lambda x: (pooling.max_pool(x, window, strides) ** 3).sum()  # noqa: E731
+    v = jax.random.normal(jax.random.fold_in(key, 1), x[0].shape)
+    curvature = jax.grad(lambda x: (jax.grad(cube)(x) * v).sum())(x[0])
+    slope = lambda t: jax.grad(cube)(x[0] + t * v)  # noqa: E731
+    np.testing.assert_allclose(curvature, (slope(1e-3) - slope(-1e-3)) / 2e-3, atol=2e-2)
+
+
+def test_bfloat16(key):
+    x = jax.random.normal(key, (2, 8, 8, 3), jnp.bfloat16)
+    for kind in KINDS:
+        y = getattr(pooling, kind)(x, 3, 2)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            y.astype(jnp.float32), formula(kind, x.astype(jnp.float32), 3, 2, "VALID"), atol=1e-2
+        )
+
+
+def test_global_average(key):
+    x = jax.random.normal(key, (2, 5, 4, 3))
+    np.testing.assert_allclose(pooling.global_average_pool(x), np.asarray(x, np.float64).mean((1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"window": 9}, r"window \(9, 9\).*larger than the input \(8, 8\)"),
+        ({"window": 0}, "window must be a positive int"),
+        ({"window": 2, "strides": (1, 2, 3)}, "strides must be"),
+        ({"window": 2, "padding": -1}, "padding must be"),
+        ({"window": 2, "padding": "FULL"}, "padding must be"),
+        ({"window": 2, "implementation": "cuda"}, "implementation must be one of"),
+    ],
+)
+def test_mistakes(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        pooling.max_pool(jnp.ones((1, 8, 8, 1)), **arguments)
+    with pytest.raises(ValueError, match="x must be"):
+        pooling.max_pool(jnp.ones((8, 8)), 2)
