@@ -96,7 +96,7 @@ def sweep(name: str, experiment: Experiment, learning_rates, seeds, report=lambd
         states, trained = jax.block_until_ready(run(states, data, steps))
         elapsed += time.perf_counter() - started
         done += steps
-        params, model_state = each_evaluated(states, data if refresh else None)
+        params, model_state = each_evaluated(states, (train, each_rows(states.rng, done)) if refresh else None)
         found = {f"validation/{key}": x for key, x in each_measure(params, model_state, states.rng, validation).items()}
         lines.append((done, elapsed / lanes, jax.device_get({**trained, **found})))
         report(done, experiment.steps)
