@@ -2,6 +2,9 @@
 
 Source: Rumelhart, Hinton and Williams 1986, Learning representations by back-propagating errors.
 Data: scikit-learn's digits (8 x 8 pixels), 80/20 train/test; a tenth of train held out for validation.
+Command: python -m deeplearn train --config=experiments/digits_mlp.py --workdir=runs/digits
+Measured: test accuracy 96.9 %, median of seeds 0 to 4 (95.6 to 98.1); about a second of training on two CPU cores.
+Published: nothing for this split.
 """
 
 from deeplearn.config import base_config, compute_dtype

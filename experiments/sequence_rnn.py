@@ -3,6 +3,11 @@
 Source: Elman 1990, Finding structure in time.
 Data: 1,000 synthetic sequences of 10 values, split 70/15/15; the error of repeating the last value stands beside the
 model's as baseline_loss.
+Command: python -m deeplearn train --config=experiments/sequence_rnn.py --workdir=runs/sequence
+Measured: mean squared error 0.037 on train, 0.038 on validation, 0.042 on test, medians of seeds 0 to 4; repeating the
+last value gives 0.230, 0.227 and 0.193, and no guess can be better than the noise, 0.0025. A second of training on two
+CPU cores.
+Published: none, the data are synthetic.
 """
 
 from deeplearn.config import base_config, compute_dtype

@@ -121,8 +121,9 @@ recurrence.defvjp(_forward, _backward)
 
 
 def _unroll(x: jax.Array, state: State) -> int:
-    """Steps of a small network cost less than the turns of the loop around them."""
-    return len(x) if len(x) * state[0].size <= 2**14 else 1
+    """Few steps of a small network cost less than the turns of the loop around them."""
+    small = len(x) <= 32 and len(x) * state[0].size <= 2**14
+    return len(x) if small else 1
 
 
 def _spread(kernel: jax.Array, where: tuple[int, ...], blocks: int) -> jax.Array:

@@ -1,4 +1,6 @@
-"""The residual network for 32 x 32 images (He et al. 2015, Deep residual learning for image recognition, section 4.2)."""
+"""The residual network for 32 x 32 images (He et al. 2015, Deep residual learning for image recognition, section
+4.2).
+"""
 
 from typing import Any
 
@@ -26,7 +28,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = Conv(self.channels, (3, 3), strides=self.stride, use_bias=False, dtype=self.dtype)(x)
+        # Padded by 1 on each side, a strided convolution is centred on the pixels that the shortcut takes.
+        y = Conv(self.channels, (3, 3), self.stride, padding=1, use_bias=False, dtype=self.dtype)(x)
         y = nn.relu(BatchNorm(dtype=self.dtype)(y, train))
         y = Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype)(y)
         y = BatchNorm(dtype=self.dtype)(y, train)

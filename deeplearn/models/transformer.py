@@ -15,6 +15,11 @@ from deeplearn.layers.attention import SelfAttention
 from deeplearn.layers.dense import Dense
 
 
+def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
+    """Layer normalisation, in float32, to the dtype of x."""
+    return nn.LayerNorm(name=name)(x.astype(jnp.float32)).astype(x.dtype)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): (B, T, width) to the same shape."""
 
@@ -27,9 +32,9 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         width = x.shape[-1]
-        y = nn.LayerNorm(dtype=self.dtype)(x)
+        y = _norm(x)
         x = x + dropout(SelfAttention(self.heads, self.dtype)(y))
-        y = nn.LayerNorm(dtype=self.dtype)(x)
+        y = _norm(x)
         y = nn.gelu(Dense(round(self.mlp_ratio * width), dtype=self.dtype)(y))  # (B, T, mlp_ratio width)
         return x + dropout(Dense(width, dtype=self.dtype)(dropout(y)))
 
@@ -63,7 +68,7 @@ class VisionTransformer(nn.Module):
         block = remat.block(Block, self.remat)
         for i in range(self.depth):
             x = block(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block_{i}")(x, train)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x).mean(axis=1)  # (B, width)
+        x = _norm(x, "norm").mean(axis=1)  # (B, width)
         return Dense(self.classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
 
 

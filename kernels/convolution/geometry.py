@@ -1,30 +1,35 @@
-"""What a convolution's arguments mean, resolved and checked once for every implementation."""
+"""What a window's arguments mean, resolved and checked once for every implementation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 Pair = tuple[int, int]
+Pairs = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
 class Geometry(NamedTuple):
-    """Static numbers of a two-dimensional convolution, each a pair for height and width."""
+    """The numbers of a two-dimensional convolution, one of each for height and width."""
 
     strides: Pair
-    padding: tuple[Pair, Pair]  # (low, high) zeros of each dimension
-    dilation: Pair
+    padding: Pairs  # (low, high): the zeros before and after
+    dilation: Pair = (1, 1)
     groups: int = 1
 
+    def reach(self, kernel: Pair) -> Pair:
+        """d (k - 1): how far the window reaches past its first tap."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True))
+
     def output(self, size: Pair, kernel: Pair) -> Pair:
-        """floor((n + low + high - d (k - 1) - 1) / s) + 1 for each dimension."""
+        """floor((n + low + high - d (k - 1) - 1) / s) + 1."""
         return tuple(
-            (n + low + high - d * (k - 1) - 1) // s + 1
-            for n, k, s, (low, high), d in zip(size, kernel, self.strides, self.padding, self.dilation, strict=True)
+            (n + low + high - r - 1) // s + 1
+            for n, (low, high), r, s in zip(size, self.padding, self.reach(kernel), self.strides, strict=True)
         )
 
 
 def pair(name: str, value: int | Sequence[int]) -> Pair:
-    """An int or a pair as a pair of positive ints.
+    """A positive int, or a pair of them, as a pair.
 
     >>> pair("strides", 2)
     (2, 2)
@@ -35,34 +40,44 @@ def pair(name: str, value: int | Sequence[int]) -> Pair:
     return values
 
 
-def resolve(padding: Padding, size: Pair, kernel: Pair, strides: Pair, dilation: Pair = (1, 1)) -> tuple[Pair, Pair]:
-    """The (low, high) zeros of each dimension.
+def geometry(
+    size: Pair,
+    kernel: Pair,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Geometry:
+    """Every argument in full.
 
-    'SAME' pads so that the output has ceil(n / stride) rows, the odd zero last, as TensorFlow and lax do.
+    'SAME' pads for ceil(n / s) outputs, an odd zero last, as TensorFlow and `jax.lax` do.
 
-    >>> resolve("SAME", (5, 6), (3, 3), (2, 2))
+    >>> geometry((5, 6), (3, 3), 2, "SAME").padding
     ((1, 1), (0, 1))
-    >>> resolve(1, (5, 6), (3, 3), (2, 2))
-    ((1, 1), (1, 1))
+
+    Raises:
+      ValueError: a stride, dilation or padding that is none, or a window larger than the padded input.
     """
+    strides, dilation = pair("strides", strides), pair("dilation", dilation)
+    resolved = Geometry(strides, _pairs(padding, size, kernel, strides, dilation), dilation, groups)
+    if min(resolved.output(size, kernel)) < 1:
+        raise ValueError(
+            f"window {kernel} with dilation {dilation} is larger than the input {size} with padding {resolved.padding}"
+        )
+    return resolved
+
+
+def _pairs(padding: Padding, size: Pair, kernel: Pair, strides: Pair, dilation: Pair) -> Pairs:
     if padding == "VALID":
-        pairs = ((0, 0), (0, 0))
-    elif padding == "SAME":
+        return ((0, 0), (0, 0))
+    if padding == "SAME":
         totals = [
             max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
             for n, k, s, d in zip(size, kernel, strides, dilation, strict=True)
         ]
-        pairs = tuple((total // 2, total - total // 2) for total in totals)
-    elif isinstance(padding, str):
-        raise ValueError(f"padding must be 'SAME', 'VALID', an int or pairs of ints, not {padding!r}")
-    else:
-        sides = (padding, padding) if isinstance(padding, int) else padding
-        pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
-        if [len(p) for p in pairs] != [2, 2] or not all(isinstance(v, int) and v >= 0 for p in pairs for v in p):
-            raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or two (low, high) pairs, not {padding!r}")
-    for n, k, d, (low, high) in zip(size, kernel, dilation, pairs, strict=True):
-        if d * (k - 1) + 1 > n + low + high:
-            raise ValueError(
-                f"window {kernel} with dilation {dilation} is larger than the input {size} with padding {pairs}"
-            )
+        return tuple((total // 2, total - total // 2) for total in totals)
+    sides = (padding, padding) if isinstance(padding, int) else padding
+    pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+    if [len(p) for p in pairs] != [2, 2] or not all(isinstance(v, int) and v >= 0 for p in pairs for v in p):
+        raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or a (low, high) for each side, not {padding!r}")
     return pairs

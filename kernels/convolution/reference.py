@@ -7,22 +7,22 @@ from kernels.convolution.geometry import Geometry
 
 
 def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-    """y[n, h, v, k] = sum_ijc x[n, s h + d i - low, s v + d j - low, c] w[i, j, c, k], per group of channels."""
-    (sh, sw), padding, (dh, dw), groups = geometry
-    kh, kw, channels, features = w.shape
-    height, width = geometry.output(x.shape[1:3], (kh, kw))
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    x = x.reshape(*x.shape[:3], groups, channels)  # (N, H, W, G, C/G)
-    w = w.reshape(kh, kw, channels, groups, features // groups)  # (kh, kw, C/G, G, K/G)
+    """y[n, p, q, k] = sum_ijc x[n, s p + d i - low, s q + d j - low, c] w[i, j, c, k], in each group of channels."""
+    groups = geometry.groups
+    x = x.reshape(*x.shape[:3], groups, -1)  # (N, H, W, G, C/G)
+    w = w.reshape(*w.shape[:3], groups, -1)  # (kh, kw, C/G, G, K/G)
     y = sum(
-        jnp.einsum(
-            "nhwgc,cgk->nhwgk",
-            x[:, dh * i : dh * i + sh * (height - 1) + 1 : sh, dw * j : dw * j + sw * (width - 1) + 1 : sw],
-            w[i, j],
-            precision="highest",
-            preferred_element_type=jnp.float32,
-        )
-        for i in range(kh)
-        for j in range(kw)
+        jnp.einsum("npqgc,cgk->npqgk", tap, w[i, j], precision="highest", preferred_element_type=jnp.float32)
+        for (i, j), tap in taps(x, w.shape[:2], geometry)
     )
-    return y.reshape(-1, height, width, features).astype(x.dtype)
+    return y.reshape(*y.shape[:3], -1).astype(x.dtype)  # (N, H', W', K)
+
+
+def taps(x: jax.Array, kernel: tuple[int, int], geometry: Geometry):
+    """For each position (i, j) in the window, the input (N, H', W', ...) that every output sees there."""
+    (sh, sw), padding, (dh, dw), _ = geometry
+    height, width = geometry.output(x.shape[1:3], kernel)
+    x = jnp.pad(x, ((0, 0), *padding, *((0, 0),) * (x.ndim - 3)))
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield (i, j), x[:, dh * i :, dw * j :][:, : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]

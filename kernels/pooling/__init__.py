@@ -1,7 +1,7 @@
 """Two-dimensional pooling without select-and-scatter.
 
-XLA's gradient of a reduce-window maximum, select-and-scatter, is the slow part of small convolutional networks; here both
-the value and the gradient are elementwise operations on the window's taps.
+XLA's gradient of a reduce-window maximum, select-and-scatter, is the slow part of small convolutional networks; here
+both the value and the gradient are elementwise operations on the window's taps.
 
 Ties: where several taps of a window share the maximum, its gradient is divided equally among them, in every
 implementation.

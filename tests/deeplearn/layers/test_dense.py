@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplearn.layers.dense import Dense, product
+from deeplearn.layers.dense import Dense
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
@@ -26,18 +26,6 @@ def test_it_is_flaxs_layer(shape, features):
         )
 
     found, expected = value_and_gradients(ours), value_and_gradients(flax)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
-
-
-@pytest.mark.parametrize("inputs, features", [(5, 3), (3, 5)])  # the kernel's gradient has two forms
-def test_the_product_has_all_the_derivatives_of_the_plain_one(inputs, features):
-    x, kernels = jax.random.normal(jax.random.key(0), (4, inputs)), jnp.ones((2, inputs, features)) * 0.3
-
-    def derivatives(multiply):
-        gradient = jax.grad(lambda kernel: jnp.square(jnp.sin(multiply(x, kernel))).sum())
-        return jit(lambda k: (jax.vmap(gradient)(k), jax.jacrev(gradient)(k[0]), jax.jacfwd(gradient)(k[0])))(kernels)
-
-    found, expected = derivatives(product), derivatives(jnp.matmul)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 

@@ -1,0 +1,30 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplearn.layers.convolution import Conv
+
+
+@pytest.mark.parametrize(
+    "options, theirs",
+    [
+        ({}, {}),
+        ({"use_bias": False, "strides": 2}, {"use_bias": False, "strides": 2}),
+        ({"kernel_size": (5, 5), "padding": 1}, {"kernel_size": (5, 5), "padding": 1}),
+        ({"dilation": 2, "groups": 4}, {"kernel_dilation": 2, "feature_group_count": 4}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_equals_linen(options, theirs, dtype, key):
+    x = jax.random.normal(key, (2, 9, 8, 4))
+    layer = Conv(8, dtype=dtype, **options)
+    reference = nn.Conv(8, **{"kernel_size": (3, 3), **theirs})
+    variables, expected = layer.init(key, x), reference.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    y = layer.apply(variables, x)
+    assert y.dtype == dtype and all(w.dtype == jnp.float32 for w in jax.tree.leaves(variables))
+    bound = 2e-6 if dtype == jnp.float32 else 1e-2
+    want = np.asarray(reference.apply(variables, x), np.float64)
+    assert np.linalg.norm(np.asarray(y, np.float64) - want) <= bound * np.linalg.norm(want)
