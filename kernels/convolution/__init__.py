@@ -30,7 +30,7 @@ def convolution(
         y[n, p, q, k] = bias[k] + sum_ijc x[n, s p + d i - low, s q + d j - low, c] w[i, j, c, k]
 
     with stride s, dilation d and `low` zeros of padding before the first row and column, and H' = floor((H + low + high
-    - d (kh - 1) - 1) / s) + 1 rows. Products are summed in float32. Derivatives of every order exist, forward and reverse.
+    - d (kh - 1) - 1) / s) + 1 rows. Products are summed in float32. Derivatives of every order exist.
 
     Args:
       x: (N, H, W, C), float32 or bfloat16.
@@ -40,8 +40,8 @@ def convolution(
       padding: 'SAME' (ceil(H / s) rows, an odd zero last), 'VALID' (none), an int, or a (low, high) for each of height
         and width.
       dilation: d, an int or a pair.
-      groups: output channels [g K/G, (g+1) K/G) see input channels [g C/G, (g+1) C/G) only; C is a depthwise convolution.
-      implementation: 'reference' (the formula), 'xla' (the fast forms for a CPU), 'lax' (`lax.conv_general_dilated`), or
+      groups: output channels [g K/G, (g+1) K/G) see input channels [g C/G, (g+1) C/G) only; C is depthwise.
+      implementation: 'reference' (the formula), 'xla' (the fast forms for a CPU), 'lax' (XLA's own convolution), or
         None: 'xla' where it is compiled for a CPU, 'lax' elsewhere.
 
     Returns:

@@ -38,7 +38,7 @@ def _dense(x, w, geometry):
     if kernel == strides == (1, 1) and padding == ((0, 0), (0, 0)):
         return lax.dot_general(x, w[0, 0], (((3,), (0,)), ((), ())))
     height, width = geometry.output(x.shape[1:3], kernel)
-    # The zeros that reach further than the window are made here, the others by XLA. Without a stride there are always as
+    # The zeros that reach further than the window are made here, the others by XLA. Without a stride there are as
     # many as keep the input's size, and the output is cut: without any zeros XLA's library is eight times slower.
     reach = geometry.reach(kernel)
     beyond = [tuple(max(p - r, 0) for p in side) for side, r in zip(padding, reach, strict=True)]

@@ -76,7 +76,8 @@ def test_values(case, implementation):
 def test_bfloat16_is_summed_in_float32(case):
     operands, options = make(case, jnp.bfloat16)
     y = convolution(*operands, **options)
-    assert y.dtype == jnp.bfloat16 and error(y, formula(*operands, **options)) < 6e-3  # one rounding, 2^-8, and the bias's
+    assert y.dtype == jnp.bfloat16
+    assert error(y, formula(*operands, **options)) < 6e-3  # two roundings of 2^-9, the sum's and the bias's
 
 
 @pytest.mark.parametrize("case", CASES)
