@@ -55,7 +55,8 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
     images, channels, features = x.shape[0], x.shape[3], dy.shape[3]
     rows, columns = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     used = [  # of x's height and width
-        s * (m - 1) + n - low for s, m, n, (low, _) in zip(strides, dy.shape[1:], (rows, columns), padding, strict=False)
+        s * (m - 1) + n - low
+        for s, m, n, (low, _) in zip(strides, dy.shape[1:3], (rows, columns), padding, strict=True)
     ]
     sides = [(low, max(u - n, 0)) for (low, _), u, n in zip(padding, used, x.shape[1:3], strict=True)]
     sides[1] = tuple(channels * p for p in sides[1])
