@@ -93,7 +93,7 @@ def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: 
                 axes.fill_between(sweep.epochs, low, high, color=look["color"], alpha=0.12, linewidth=0)
                 lowest.append(middle[len(middle) // 4])
             if "accuracy" in name and lowest:  # what tells them apart is near the top
-                axes.set_ylim(max(0.0, min(lowest)), None)
+                axes.set_ylim(max(0.0, min(lowest)), 1.005)
             if name == metric and math.isfinite(goal.value):
                 axes.axhline(goal.value, color=style.FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
         handles, labels = panels[0].get_legend_handles_labels()
