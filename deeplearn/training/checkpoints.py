@@ -74,6 +74,7 @@ class _Checkpoint(NamedTuple):
     step: int
     metric: float | None
     name: str
+    written: int  # nanoseconds
 
 
 def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Manager:
@@ -282,8 +283,8 @@ def _checkpoints(manager: Manager) -> list[_Checkpoint]:
                 metric = _read_record(path)["metric"]
             except (OSError, ValueError, KeyError, TypeError):  # the restore finds that, and says so
                 metric = None
-            found.append(_Checkpoint(int(name[1]), metric, path.name))
-    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.metric is not None))
+            found.append(_Checkpoint(int(name[1]), metric, path.name, path.stat().st_mtime_ns))
+    return sorted(found, key=lambda c: (c.step, c.metric is not None, c.written))
 
 
 def _best_first(manager: Manager, checkpoints: list[_Checkpoint]) -> list[_Checkpoint]:

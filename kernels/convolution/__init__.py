@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.convolution import reference, xla
-from kernels.convolution.geometry import Geometry, Padding
-from kernels.convolution.geometry import geometry as resolve
-
-DTYPES = (jnp.float32, jnp.bfloat16)
+from kernels.convolution.windows import DTYPES, Geometry, Padding
+from kernels.convolution.windows import geometry as resolve
 
 
 def convolution(

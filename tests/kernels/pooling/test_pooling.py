@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kernels import pooling
+from kernels.convolution.geometry import geometry, pair
 
 CASES = [
     # shape, window, strides, padding
@@ -20,11 +21,9 @@ KINDS = ["max_pool", "average_pool"]
 
 def formula(kind, x, window, strides, padding):
     """Window by window, in float64."""
-    from kernels.convolution.geometry import pair, resolve
-
     window = pair("window", window)
     strides = window if strides is None else pair("strides", strides)
-    pads = resolve(padding, x.shape[1:3], window, strides)
+    pads = geometry(x.shape[1:3], window, strides, padding).padding
     x = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)), constant_values=-np.inf if kind == "max_pool" else 0)
     view = np.lib.stride_tricks.sliding_window_view(x, window, axis=(1, 2))[:, :: strides[0], :: strides[1]]
     return (view.max if kind == "max_pool" else view.mean)(axis=(-2, -1))
