@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.convolution import reference, xla
-from kernels.convolution.windows import DTYPES, Geometry, Padding
-from kernels.convolution.windows import geometry as resolve
+from kernels.convolution.geometry import Geometry, Padding
+from kernels.convolution.geometry import geometry as resolve
+
+DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def convolution(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.windows import Geometry, taps
+from kernels.convolution.geometry import Geometry
 
 
 def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
@@ -17,3 +17,12 @@ def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
     )
     return y.reshape(*y.shape[:3], -1).astype(x.dtype)  # (N, H', W', K)
 
+
+def taps(x: jax.Array, kernel: tuple[int, int], geometry: Geometry):
+    """For each position (i, j) in the window, the input (N, H', W', ...) that every output sees there."""
+    (sh, sw), padding, (dh, dw), _ = geometry
+    height, width = geometry.output(x.shape[1:3], kernel)
+    x = jnp.pad(x, ((0, 0), *padding, *((0, 0),) * (x.ndim - 3)))
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield (i, j), x[:, dh * i :, dw * j :][:, : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]

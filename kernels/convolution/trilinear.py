@@ -22,7 +22,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kernels.convolution.windows import Geometry, Pair, Pairs
+from kernels.convolution.geometry import Geometry, Pair, Pairs
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CHUNK_BYTES = 1 << 19  # of x and dy together: while contracted, they stay in a core's second-level cache

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.convolution.windows import Geometry, taps
+from kernels.convolution.geometry import Geometry
+from kernels.convolution.reference import taps
 from kernels.convolution.trilinear import forward
 
 
