@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kernels import pooling
-from kernels.convolution.windows import geometry, pair
+from kernels.convolution.geometry import geometry, pair
 
 CASES = [
     # shape, window, strides, padding
