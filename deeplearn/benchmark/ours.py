@@ -37,9 +37,7 @@ def experiment(case: Case) -> Experiment:
         task = preprocess(classification(model, data.spec["image"].shape, 10), augment.scale(-1.0, 1.0))
     else:
         task = regression(model, data.spec["inputs"].shape)
-    config = base_config(
-        optimizer="adam", learning_rate=LEARNING_RATE, batch_size=case.batch_size, mesh="data:1"
-    )
+    config = base_config(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=case.batch_size, mesh="data:1")
     return wire(config, task, data, model)
 
 

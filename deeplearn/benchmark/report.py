@@ -140,7 +140,5 @@ def as_json(results: Results) -> dict:
                 against[peer] = {"median": median, "least": min(values), "greatest": max(values)}
         about = {"about": CASES[name].about, "batch_size": CASES[name].batch_size}
         cases[name] = {**about, "contenders": contenders, "ours_over": against}
-    goals = [
-        {**goal._asdict(), "figure": value, "met": value >= goal.value} for goal, value in judge(results)
-    ]
+    goals = [{**goal._asdict(), "figure": value, "met": value >= goal.value} for goal, value in judge(results)]
     return {"cases": cases, "geometric_means": geometric_means(results), "goals": goals}

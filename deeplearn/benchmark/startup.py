@@ -45,9 +45,7 @@ def first_step_seconds(workdir: Path, cache: Path) -> float:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     log = workdir / METRICS
     start = time.perf_counter()
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as child:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         while not (log.exists() and log.stat().st_size) and child.poll() is None:
             time.sleep(0.002)
         seconds = time.perf_counter() - start
@@ -85,9 +83,7 @@ def measure(progress: Callable[[str], None] = lambda line: None) -> dict[str, fl
         directory = Path(directory)
         for cache in ("cold", "warm"):
             progress(f"startup: {cache} cache")
-            figures[f"first_step_{cache}_seconds"] = first_step_seconds(
-                directory / cache, directory / "first"
-            )
+            figures[f"first_step_{cache}_seconds"] = first_step_seconds(directory / cache, directory / "first")
             figures[f"compile_{cache}_seconds"] = compile_seconds(directory / "second")
     progress("startup: memory")
     for name, result in timing.measure(CASE, rounds=1, seconds=1.0, names=("ours", "torch")).items():

@@ -152,6 +152,5 @@ def measure(
         return Figures(rates, taken[-1].loss, taken[-1].peak_bytes, parameters, detail)
 
     return {
-        name: figures(turns[name], *message) if name in turns else str(message)
-        for name, message in described.items()
+        name: figures(turns[name], *message) if name in turns else str(message) for name, message in described.items()
     }

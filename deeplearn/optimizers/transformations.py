@@ -106,9 +106,7 @@ def project_to_max_norm(max_norm) -> optax.GradientTransformation:
         norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=inputs, keepdims=True))  # (1, ..., 1, units)
         return w * jnp.minimum(1.0, max_norm / jnp.maximum(norm, TINY)) - kernel
 
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(project, updates, params, weights(params, ("kernel",)))
-    )
+    return optax.stateless(lambda updates, params: jax.tree.map(project, updates, params, weights(params, ("kernel",))))
 
 
 class AverageState(NamedTuple):

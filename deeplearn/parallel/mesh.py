@@ -38,9 +38,7 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     known = math.prod(size for size in sizes.values() if size != -1)
     if known > count:
         largest = max(sizes, key=sizes.get)
-        raise errors.UserError(
-            f"mesh {text} needs {known} devices, there are {count}: {largest}:-1 uses them all"
-        )
+        raise errors.UserError(f"mesh {text} needs {known} devices, there are {count}: {largest}:-1 uses them all")
     if -1 in sizes.values() and count % known:
         divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise errors.UserError(f"mesh {text}: {count} devices do not divide by {known}, only by {divisors}")

@@ -4,14 +4,11 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from kernels.convolution import reference, xla
-from kernels.convolution.geometry import Geometry, Padding
-from kernels.convolution.geometry import geometry as resolve
-
-DTYPES = (jnp.float32, jnp.bfloat16)
+from kernels.convolution.windows import DTYPES, Geometry, Padding
+from kernels.convolution.windows import geometry as resolve
 
 
 def convolution(
@@ -51,6 +48,7 @@ def convolution(
       ValueError: shapes that don't fit each other, a window larger than the padded input, another dtype.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> images, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 32))
       >>> convolution(images, kernel, strides=2).shape
       (2, 14, 14, 32)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.geometry import Geometry
+from kernels.convolution.windows import Geometry, taps
 
 
 def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
@@ -16,13 +16,3 @@ def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         for (i, j), tap in taps(x, w.shape[:2], geometry)
     )
     return y.reshape(*y.shape[:3], -1).astype(x.dtype)  # (N, H', W', K)
-
-
-def taps(x: jax.Array, kernel: tuple[int, int], geometry: Geometry):
-    """For each position (i, j) in the window, the input (N, H', W', ...) that every output sees there."""
-    (sh, sw), padding, (dh, dw), _ = geometry
-    height, width = geometry.output(x.shape[1:3], kernel)
-    x = jnp.pad(x, ((0, 0), *padding, *((0, 0),) * (x.ndim - 3)))
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            yield (i, j), x[:, dh * i :, dw * j :][:, : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]

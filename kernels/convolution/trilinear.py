@@ -22,16 +22,41 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kernels.convolution.geometry import Geometry, Pair, Pairs
+from kernels.convolution.windows import Geometry, Pair, Pairs
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CHUNK_BYTES = 1 << 19  # of x and dy together: while contracted, they stay in a core's second-level cache
+COLUMNS = 512  # with fewer columns in a row, XLA's matrix-product library leaves them to one core
 NARROW = 16  # with no more channels than this on either side, XLA doesn't use its matrix-product library
 
 
 def _forward(x, w, *, strides: Pair, padding: Pairs, dilation: Pair):
-    """x (N, H, W, C), w (kh, kw, C, K) -> y (N, H', W', K)."""
-    return lax.conv_general_dilated(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=LAYOUT)
+    """x (N, H, W, C), w (kh, kw, C, K) -> y (N, H', W', K), computed for g images side by side in each row.
+
+    XLA's library divides nothing but the columns of a row among the cores: an image has too few of them. The images
+    are P columns apart, with the padding between them; the transpositions are a choice of layout in memory to XLA.
+    """
+    images, height, width, channels = x.shape
+    gap = max(padding[1])
+    pitch = width + gap + -(width + gap) % strides[1]  # P
+    rows, columns = Geometry(strides, padding, dilation).output((height, width), w.shape[:2])
+    g = 1 if min(channels, w.shape[3]) <= NARROW else _divisor(images, -(-COLUMNS * strides[1] // pitch))
+    if g > 1:
+        x = x.reshape(-1, g, height, width, channels).swapaxes(1, 2)  # (N/g, H, g, W, C)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, pitch - width), (0, 0)))
+        x = x.reshape(images // g, height, g * pitch, channels)
+        low, reach = padding[1][0], dilation[1] * (w.shape[1] - 1)
+        padding = (padding[0], (low, max(reach + 1 - strides[1] - low, 0)))
+    y = lax.conv_general_dilated(x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=LAYOUT)
+    if g > 1:
+        y = y[:, :, : g * pitch // strides[1]].reshape(images // g, rows, g, -1, w.shape[3])  # (N/g, H', g, P/s, K)
+        y = y[:, :, :, :columns].swapaxes(1, 2).reshape(images, rows, columns, -1)  # (N, H', W', K)
+    return y
+
+
+def _divisor(n: int, least: int) -> int:
+    """The smallest divisor of n that is not less than `least`; n if there is none."""
+    return next((d for d in range(least, n) if n % d == 0), n)
 
 
 def _input_gradient(dy, w, *, size: Pair, strides: Pair, padding: Pairs, dilation: Pair):
@@ -41,6 +66,8 @@ def _input_gradient(dy, w, *, size: Pair, strides: Pair, padding: Pairs, dilatio
         for n, m, k, s, (low, _), d in zip(size, dy.shape[1:3], w.shape, strides, padding, dilation, strict=False)
     ]
     w = w[::-1, ::-1].swapaxes(2, 3)  # (kh, kw, K, C)
+    if strides == (1, 1):
+        return _forward(dy, w, strides=strides, padding=tuple(sides), dilation=dilation)
     return lax.conv_general_dilated(
         dy, w, (1, 1), sides, lhs_dilation=strides, rhs_dilation=dilation, dimension_numbers=LAYOUT
     )
@@ -95,9 +122,7 @@ def _primitive(implementation, shape):
     return primitive
 
 
-forward_p = _primitive(
-    _forward, lambda x, w, **window: (x[0], *Geometry(**window).output(x[1:3], w[:2]), w[3])
-)
+forward_p = _primitive(_forward, lambda x, w, **window: (x[0], *Geometry(**window).output(x[1:3], w[:2]), w[3]))
 input_gradient_p = _primitive(_input_gradient, lambda dy, w, size, **window: (dy[0], *size, w[2]))
 weight_gradient_p = _primitive(_weight_gradient, lambda x, dy, kernel, **window: (*kernel, x[3], dy[3]))
 

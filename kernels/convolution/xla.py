@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kernels.convolution.geometry import Geometry
-from kernels.convolution.reference import taps
 from kernels.convolution.trilinear import forward
+from kernels.convolution.windows import Geometry, taps
 
 
 def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:

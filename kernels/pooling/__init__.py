@@ -1,66 +1,95 @@
-"""Two-dimensional pooling without select-and-scatter.
+"""Pooling of channels-last images, without XLA's slow select-and-scatter in the gradient."""
 
-XLA's gradient of a reduce-window maximum, select-and-scatter, is the slow part of small convolutional networks; here
-both the value and the gradient are elementwise operations on the window's taps.
-
-Ties: where several taps of a window share the maximum, its gradient is divided equally among them, in every
-implementation.
-"""
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.geometry import Padding, geometry, pair
+from kernels.convolution.windows import DTYPES, Geometry, Padding, Pair, geometry, pair
 from kernels.pooling import reference, xla
 
 IMPLEMENTATIONS = {"reference": reference, "xla": xla}
 
 
-def max_pool(x, window, strides=None, padding: Padding = "VALID", implementation: str | None = None) -> jax.Array:
-    """The maximum over each window: (N, H, W, C) to (N, H', W', C), of any float dtype.
+def max_pool(
+    x: jax.Array,
+    window: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+    implementation: str | None = None,
+) -> jax.Array:
+    """The maximum of each window, in each channel; padding is -inf.
 
-    y[n, h, v, c] = max_ij x[n, s h + i - low, s v + j - low, c]; padding never is the maximum.
+        y[n, p, q, c] = max_ij x[n, s p + i - low, s q + j - low, c]
+
+    Its gradient goes to the first maximum of a window, row by row, as in PyTorch and `lax.reduce_window`. A NaN may be
+    passed over.
 
     Args:
-      x: (N, H, W, C).
-      window, strides: ints or pairs; strides are the window's size unless given.
-      padding: "VALID", "SAME", an int or (low, high) pairs.
-      implementation: "reference", "xla" or None, the fastest.
+      x: (N, H, W, C), float32 or bfloat16.
+      window: an int or a pair (height, width).
+      strides: an int or a pair; None is the window.
+      padding: 'SAME', 'VALID', an int, or a (low, high) for each of height and width; smaller than the window.
+      implementation: 'reference' (the formula), 'xla' (the fast one), or None: 'xla'.
+
+    Returns:
+      (N, H', W', C) with H' = floor((H + low + high - window) / s) + 1, of x's dtype.
 
     Raises:
-      ValueError: for arguments that do not fit together; names the argument and the shapes.
+      ValueError: a window larger than the padded input, padding as large as the window, another shape or dtype.
 
-    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
-    Array([[ 5.,  7.],
-           [13., 15.]], dtype=float32)
+    Example:
+      >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, ..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
     """
-    return _implementation(implementation).max_pool(x, *_geometry(x, window, strides, padding))
+    return _module(implementation).max_pool(x, *_resolve(x, window, strides, padding))
 
 
-def average_pool(x, window, strides=None, padding: Padding = "VALID", implementation: str | None = None) -> jax.Array:
-    """The mean over each window, the zeros of the padding included; arguments as for `max_pool`.
+def average_pool(
+    x: jax.Array,
+    window: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+    implementation: str | None = None,
+) -> jax.Array:
+    """The mean of each window, in each channel, summed in float32; zeros of padding count, as in Flax and PyTorch.
 
-    >>> average_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
-    Array([[ 2.5,  4.5],
-           [10.5, 12.5]], dtype=float32)
+        y[n, p, q, c] = sum_ij x[n, s p + i - low, s q + j - low, c] / (height width)
+
+    Arguments, result and errors are those of `max_pool`.
+
+    Example:
+      >>> average_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, ..., 0]
+      Array([[ 2.5,  4.5],
+             [10.5, 12.5]], dtype=float32)
     """
-    return _implementation(implementation).average_pool(x, *_geometry(x, window, strides, padding))
+    return _module(implementation).average_pool(x, *_resolve(x, window, strides, padding))
 
 
-def global_average_pool(x) -> jax.Array:
-    """The mean over height and width: (N, H, W, C) to (N, C), added up in float32."""
-    return x.mean(axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """The mean over height and width, summed in float32: (N, H, W, C) -> (N, C).
+
+    Lin et al. 2014, Network in network, section 3.2.
+
+    Example:
+      >>> global_average_pool(jnp.ones((2, 7, 7, 64))).shape
+      (2, 64)
+    """
+    return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
-def _implementation(name):
-    if name is not None and name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, not {name!r}")
-    return IMPLEMENTATIONS[name or "xla"]
+def _module(implementation):
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    return IMPLEMENTATIONS[implementation or "xla"]
 
 
-def _geometry(x, window, strides, padding):
-    if x.ndim != 4:
-        raise ValueError(f"x must be (N, H, W, C), not of shape {x.shape}")
+def _resolve(x, window, strides, padding) -> tuple[Pair, Geometry]:
+    if x.ndim != 4 or x.dtype not in DTYPES:
+        raise ValueError(f"x must be (N, H, W, C), float32 or bfloat16, not {x.shape}, {x.dtype}")
     window = pair("window", window)
     resolved = geometry(x.shape[1:3], window, window if strides is None else strides, padding)
-    return window, resolved.strides, resolved.padding
+    if any(max(sides) >= size for sides, size in zip(resolved.padding, window, strict=True)):
+        raise ValueError(f"padding {resolved.padding} must be smaller than the window {window}")
+    return window, resolved

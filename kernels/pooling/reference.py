@@ -1,26 +1,21 @@
-"""Pooling as it is written down: a window at every place."""
+"""Pooling as it is written down: every window's values, and their first maximum or their mean."""
 
 import jax
 import jax.numpy as jnp
 
-
-def windows(x, window, strides, padding, fill):
-    """The taps of every window: (N, H, W, C) to (kh kw, N, H', W', C)."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
-    (kh, kw), (sh, sw) = window, strides
-    height, width = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
-    return jnp.stack(
-        [
-            x[:, i : i + sh * (height - 1) + 1 : sh, j : j + sw * (width - 1) + 1 : sw]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-    )
+from kernels.convolution.windows import Geometry, Pair, taps
 
 
-def max_pool(x, window, strides, padding) -> jax.Array:
-    return windows(x, window, strides, padding, -jnp.inf).max(axis=0)  # its gradient divides among equals
+def max_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
+    """y = x at the first position of each window's maximum."""
+    values = _values(x, window, geometry, -jnp.inf)
+    return jnp.take_along_axis(values, values.argmax(0, keepdims=True), axis=0)[0]
 
 
-def average_pool(x, window, strides, padding) -> jax.Array:
-    return windows(x, window, strides, padding, 0.0).mean(axis=0, dtype=jnp.float32).astype(x.dtype)
+def average_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
+    """y = the mean over each window."""
+    return _values(x, window, geometry, 0.0).mean(0, dtype=jnp.float32).astype(x.dtype)
+
+
+def _values(x, window, geometry, fill):
+    return jnp.stack([tap for _, tap in taps(x, window, geometry, fill)])  # (kh kw, N, H', W', C)

@@ -65,9 +65,7 @@ def test_warmup_and_cosine_join_as_in_optax():
 def test_vaswanis_schedule_is_the_inverse_square_root_with_equal_times():
     n = np.arange(200)
     vaswani = np.minimum((n + 1) / 41, np.sqrt(40 / np.maximum(n, 1)))  # 1 at the warm-up's end
-    np.testing.assert_allclose(
-        values("inverse_square_root(warmup=40, timescale=40)", 200, 200), vaswani, rtol=1e-5
-    )
+    np.testing.assert_allclose(values("inverse_square_root(warmup=40, timescale=40)", 200, 200), vaswani, rtol=1e-5)
 
 
 @given(
@@ -83,7 +81,7 @@ def test_every_factor_is_a_fraction_and_every_warmup_rises(name, warmup, steps):
     assert np.all((0 <= factors) & (factors <= 1))
     assert np.all(np.diff(factors[: ramp + 1]) > 0)
     assert np.all(np.diff(factors[max(ramp, 1) :]) <= 1e-6)
-    np.testing.assert_allclose(factors[max(ramp, name == "one_cycle")], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(factors[max(ramp, int(name == "one_cycle"))], 1.0, rtol=1e-6)
     assert factors[0] > 0
 
 
@@ -92,9 +90,7 @@ def test_a_time_below_one_is_a_fraction_of_the_run(time, steps):
     assert schedules.in_steps(time, 1000) == steps
 
 
-@pytest.mark.parametrize(
-    "text, window", [("plateau", 20), ("plateau(window=7)", 7), ("plateau(window=0.5)", 50)]
-)
+@pytest.mark.parametrize("text, window", [("plateau", 20), ("plateau(window=7)", 7), ("plateau(window=0.5)", 50)])
 def test_a_plateau_waits_in_epochs_unless_told_otherwise(text, window):
     assert schedules.make(text, 100, 20).window == window
 

@@ -8,9 +8,7 @@ from deeplearn import spec
 from deeplearn.errors import UserError
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
-values = st.one_of(
-    st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text("ab c")
-)
+values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text("ab c"))
 
 
 @given(names, st.dictionaries(names, values, max_size=4))

@@ -64,9 +64,7 @@ def test_a_process_that_dies_is_named():
 
 def test_contenders_take_turns():
     lines = []
-    figures = timing.measure("sequence_rnn", rounds=2, seconds=0.02, names=("flax",), progress=lines.append)[
-        "flax"
-    ]
+    figures = timing.measure("sequence_rnn", rounds=2, seconds=0.02, names=("flax",), progress=lines.append)["flax"]
     assert len(figures.rates) == 2 and min(figures.rates) > 0
     assert figures.parameters == 32 + 32 * 32 + 32 + 32 + 1 and figures.peak_bytes > 50_000_000
     assert lines == [

@@ -124,9 +124,7 @@ def test_sophia_divides_by_the_hessian():
 
     params = {"w": jnp.array([1e-3, 1e-3])}
     sophia = optimizers.make("sophia(b1=0, b2=0, gamma=1, update_interval=1)", learning_rate=0.5)
-    update = jax.jit(
-        lambda state: sophia.update(jax.grad(quadratic)(params), state, params, value_fn=quadratic)
-    )
+    update = jax.jit(lambda state: sophia.update(jax.grad(quadratic)(params), state, params, value_fn=quadratic))
     _, state = update(sophia.init(params))
     updates, _ = update(state)  # the Hessian of a step serves the next
     close(updates["w"], -0.5 * params["w"])

@@ -130,9 +130,7 @@ def test_unknown_hyperparameters_are_refused(name):
         optimizer.init(PARAMS, {name: 1.0})
 
 
-@pytest.mark.parametrize(
-    "name", ["minibatch_sgd", "adam", "dog", "lookahead", "prodigy", "schedule_free_sgd"]
-)
+@pytest.mark.parametrize("name", ["minibatch_sgd", "adam", "dog", "lookahead", "prodigy", "schedule_free_sgd"])
 def test_parameters_and_state_share_no_buffer(name):
     params = jax.tree.map(jnp.copy, PARAMS)
     leaves = jax.tree.leaves((params, optimizers.make(name).init(params)))
@@ -186,15 +184,11 @@ def test_a_plateau_warms_up_averages_over_its_window_and_vmaps():
     close(found[1], [1 / 3, 2 / 3, 1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
-@pytest.mark.parametrize(
-    "text", ["minibatch_sgd", "adam", "rmsprop", "lion", "nadamw", "muon", "novograd", "sophia"]
-)
+@pytest.mark.parametrize("text", ["minibatch_sgd", "adam", "rmsprop", "lion", "nadamw", "muon", "novograd", "sophia"])
 def test_weight_decay_is_decoupled_and_spares_biases(text):
     def update(weight_decay):
         optimizer = optimizers.make(text, learning_rate=0.1, weight_decay=weight_decay)
-        return jax.jit(partial(optimizer.update, value_fn=optax.tree.sum))(
-            GRADS, optimizer.init(PARAMS), PARAMS
-        )[0]
+        return jax.jit(partial(optimizer.update, value_fn=optax.tree.sum))(GRADS, optimizer.init(PARAMS), PARAMS)[0]
 
     without, decayed = update(0.0), update(0.5)
     close(decayed["bias"], without["bias"])

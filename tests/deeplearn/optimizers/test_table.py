@@ -92,9 +92,7 @@ def test_entries_are_consistent(name, entry):
     assert optimizers.parse(text) == (name, hyperparameters)
 
 
-@pytest.mark.parametrize(
-    "scale, middle", [("linear", 0.5), ("log", 0.09**0.5), ("reverse_log", 1 - 0.09**0.5)]
-)
+@pytest.mark.parametrize("scale, middle", [("linear", 0.5), ("log", 0.09**0.5), ("reverse_log", 1 - 0.09**0.5)])
 def test_a_range_is_even_on_its_scale(scale, middle):
     space = Range(0.1, 0.9, scale)
     np.testing.assert_allclose([space.at(0.0), space.at(0.5), space.at(1.0)], [0.1, middle, 0.9])

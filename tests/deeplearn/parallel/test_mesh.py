@@ -100,9 +100,7 @@ def test_check_batch_size(text, size, nearest):
             mesh.check_batch_size(size, mesh.parse(text))
 
 
-@pytest.mark.parametrize(
-    "text, rows", [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4)]
-)
+@pytest.mark.parametrize("text, rows", [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4)])
 def test_a_batch_is_divided_by_rows(text, rows):
     m = mesh.parse(text)
     batch = {"image": np.arange(96.0).reshape(16, 3, 2), "label": np.arange(16)}

@@ -223,9 +223,7 @@ def test_every_mesh_gives_the_losses_of_one_device(text):
     assert values[-1] < values[0]
 
 
-@pytest.mark.parametrize(
-    "text, shape", [*zip(MESHES, [(64, 256), (64, 32), (64, 128), (32, 128)], strict=True)]
-)
+@pytest.mark.parametrize("text, shape", [*zip(MESHES, [(64, 256), (64, 32), (64, 128), (32, 128)], strict=True)])
 def test_a_step_keeps_the_state_divided(text, shape):
     init, batch, step = on_mesh(text)
     before = init()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kernels import pooling
-from kernels.convolution.geometry import geometry, pair
+from kernels.convolution.windows import geometry, pair
 
 CASES = [
     # shape, window, strides, padding
@@ -42,7 +42,7 @@ def test_values(kind, implementation, shape, window, strides, padding, key):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ties", [False, True])
 def test_gradients(kind, ties, shape, window, strides, padding, key):
-    """Those of the reference, which divides a maximum's gradient equally among equals."""
+    """Those of the reference, which gives a maximum's gradient to the first of equals."""
     x = jax.random.normal(key, shape)
     x = jnp.round(x) if ties else x
     pool = getattr(pooling, kind)
@@ -56,9 +56,17 @@ def test_gradients(kind, ties, shape, window, strides, padding, key):
     assert np.isclose(one.sum(), dy.sum(), rtol=1e-3) or kind == "average_pool"
 
 
-def test_ties_are_divided_equally():
-    gradient = jax.grad(lambda x: pooling.max_pool(x, 3, 1).sum())(jnp.ones((1, 3, 3, 1)))
-    np.testing.assert_allclose(gradient, np.full((1, 3, 3, 1), 1 / 9), rtol=1e-6)
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("window, strides", [(2, 2), (2, 1), (3, 2)])
+def test_the_first_of_equals_has_the_gradient(implementation, window, strides, key):
+    """As in `lax.reduce_window`, whose gradient is an implementation of its own."""
+    x = jax.random.randint(key, (4, 7, 7, 3), 0, 3).astype(jnp.float32)
+    pool = lambda x: pooling.max_pool(x, window, strides, "VALID", implementation)  # noqa: E731
+    dims, steps = (1, window, window, 1), (1, strides, strides, 1)
+    lax_pool = lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, dims, steps, "VALID")  # noqa: E731
+    dy = jax.random.normal(key, pool(x).shape)
+    ours, theirs = (jax.vjp(f, x)[1](dy)[0] for f in (pool, lax_pool))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("window, strides", [(2, None), (3, 2)])
@@ -105,7 +113,8 @@ def test_global_average(key):
         ({"window": 2, "strides": (1, 2, 3)}, "strides must be"),
         ({"window": 2, "padding": -1}, "padding must be"),
         ({"window": 2, "padding": "FULL"}, "padding must be"),
-        ({"window": 2, "implementation": "cuda"}, "implementation must be one of"),
+        ({"window": 2, "padding": 2}, "padding .* must be smaller than the window"),
+        ({"window": 2, "implementation": "cuda"}, "implementation must be"),
     ],
 )
 def test_mistakes(arguments, said):

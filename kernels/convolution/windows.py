@@ -1,18 +1,22 @@
-"""What a window's arguments mean, resolved and checked once for every implementation."""
+"""Windows that slide over images: what their arguments mean, and what they see."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+DTYPES = (jnp.float32, jnp.bfloat16)
 Pair = tuple[int, int]
 Pairs = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
 class Geometry(NamedTuple):
-    """The numbers of a two-dimensional convolution, one of each for height and width."""
+    """The static numbers of a convolution or a pooling, one of each for height and width."""
 
     strides: Pair
-    padding: Pairs  # (low, high): the zeros before and after
+    padding: Pairs  # (low, high): the rows or columns added before and after
     dilation: Pair = (1, 1)
     groups: int = 1
 
@@ -81,3 +85,13 @@ def _pairs(padding: Padding, size: Pair, kernel: Pair, strides: Pair, dilation: 
     if [len(p) for p in pairs] != [2, 2] or not all(isinstance(v, int) and v >= 0 for p in pairs for v in p):
         raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or a (low, high) a side, not {padding!r}")
     return pairs
+
+
+def taps(x: jax.Array, kernel: Pair, geometry: Geometry, fill: float = 0.0) -> Iterator[tuple[Pair, jax.Array]]:
+    """For each position (i, j) in the window, what of x (N, H, W, ...) the outputs see there, (N, H', W', ...)."""
+    (sh, sw), padding, (dh, dw), _ = geometry
+    height, width = geometry.output(x.shape[1:3], kernel)
+    x = jnp.pad(x, ((0, 0), *padding, *((0, 0),) * (x.ndim - 3)), constant_values=fill)
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield (i, j), x[:, dh * i :, dw * j :][:, : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]
