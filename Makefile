@@ -26,7 +26,7 @@ test: install
 	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
 
 lint: install
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 benchmark: peers
 	$(RUN) -m deeplearn benchmark
