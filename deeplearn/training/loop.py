@@ -125,6 +125,10 @@ def finished(experiment: Experiment, step: int, progress: Progress) -> bool:
     return step >= experiment.steps or bool(patience and progress.stale >= patience)
 
 
+def kept(step: int) -> str:
+    return f"the checkpoint of step {step} is kept" if step else "nothing was saved yet"
+
+
 def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks) -> tuple[Any, Progress, str]:
     """Run from `state` to the end of the budget, or of patience ("early"), or to a signal.
 
@@ -143,8 +147,8 @@ def train(experiment: Experiment, program, state, progress: Progress, hooks: Hoo
             record = {name: float(value) for name, value in metrics.items()}
             if not all(math.isfinite(value) for value in record.values()):
                 raise Diverged(
-                    f"the loss is not finite between steps {step} and {stop}; the checkpoint of step {saved} is kept:"
-                    " a lower --config.learning_rate or --config.clip_norm=1 may help"
+                    f"the loss is not finite between steps {step} and {stop}; {kept(saved)}: "
+                    "a lower --config.learning_rate or --config.clip_norm=1 may help"
                 )
             step, progress = stop, progress._replace(seconds=clock.seconds)
             record |= {"learning_rate": float(current_learning_rate(state.opt_state)), "seconds": clock.seconds}
@@ -164,7 +168,7 @@ def train(experiment: Experiment, program, state, progress: Progress, hooks: Hoo
                 if progress.best_step == step:
                     score = progress.best if goal.rises else -progress.best
                 if not hooks.save(step, state, progress, score):
-                    raise Diverged(f"a parameter is not finite at step {step}; the checkpoint of step {saved} is kept")
+                    raise Diverged(f"a parameter is not finite at step {step}; {kept(saved)}")
                 saved = step
             if signalled.is_set() and not done:
                 return state, progress, "signal"

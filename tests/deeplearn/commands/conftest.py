@@ -1,6 +1,7 @@
 """Commands run as people run them: in a process of their own."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -31,15 +32,20 @@ def environment(home):
 
 @pytest.fixture
 def start(environment, tmp_path):
-    """`start(*arguments)`: the running process; its output is read with `communicate`."""
+    """`start(*arguments)`: the running process; its output is read with `communicate`.
 
-    def start(*arguments, **more):
+    limit: the greatest size of a file that it can write, in bytes; other keywords go to the environment.
+    """
+
+    def start(*arguments, limit=None, **more):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         return subprocess.Popen(
             [sys.executable, "-m", "deeplearn", *map(str, arguments)],
             env={**environment, **more},
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))),
             text=True,
         )
 

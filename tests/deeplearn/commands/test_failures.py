@@ -1,0 +1,117 @@
+"""What goes wrong around a run: data, disk, a changed model. One line, exit status 2, and nothing is lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from deeplearn.data.builders import LabelledImages
+
+CLASSES = ("a", "b", "c")
+
+
+def prepare(directory, shape=(28, 28, 1), size=64):
+    """A TFDS directory with the data set "tiny": random images of three classes."""
+
+    class Tiny(LabelledImages, skip_registration=True):
+        """A tiny data set."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        IMAGE_SHAPE = shape
+        HOMEPAGE = "https://example.org"
+
+        def _read(self, dl_manager):
+            random = np.random.RandomState(0)
+            images = random.randint(0, 256, (size, *shape)).astype(np.uint8)
+            labels = random.randint(0, 3, size)
+            labels[:3] = range(3)
+            return {"train": (images, labels), "test": (images, labels)}
+
+    Tiny.CLASSES = CLASSES
+    Tiny.name = "tiny"
+    builder = Tiny(data_dir=directory, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def fails(result, said):
+    status, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in err, err
+
+
+def no_examples(directory):
+    path = directory / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0]["shardLengths"] = ["0"]
+    path.write_text(json.dumps(info))
+
+
+def two_classes(directory):
+    (directory / "label.labels.txt").write_text("a\nb\n")
+    path = directory / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "2"
+    path.write_text(json.dumps(features))
+
+
+@pytest.mark.parametrize(
+    "experiment, spoil, said",
+    [
+        ("cifar10_cnn", lambda directory: None, "images are of shape (28, 28, 1), but (32, 32, 3) is expected"),
+        ("mnist_cnn", no_examples, "the train split"),
+        ("mnist_cnn", two_classes, "has label 2, outside 0 to 1"),
+        ("mnist_cnn", lambda directory: shutil.rmtree(directory.parents[1]), "does not exist"),
+    ],
+    ids=["another shape", "an empty split", "labels out of range", "no data directory"],
+)
+def test_data_that_does_not_fit(run, tmp_path, experiment, spoil, said):
+    spoil(prepare(tmp_path / "data"))
+    command = ("train", f"--config={experiment}", "--workdir=run", "--config.dataset=tiny", "--config.batch_size=8")
+    fails(run(*command, TFDS_DATA_DIR=str(tmp_path / "data")), said)
+
+
+def test_a_run_goes_on_when_its_data_is_back(run, tmp_path):
+    directory = prepare(tmp_path / "data").parents[1]
+    command = ("train", "--config=mnist_cnn", "--workdir=run", "--config.dataset=tiny", "--config.batch_size=8")
+    environment = {"TFDS_DATA_DIR": str(directory)}
+    status, _, err = run(*command, "--config.steps=10", **environment)
+    assert status == 0, err
+    kept = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
+    directory.rename(tmp_path / "elsewhere")
+    fails(run(*command, "--config.steps=10", **environment), "does not exist")
+    assert sorted((tmp_path / "run" / "checkpoints").rglob("*")) == kept
+    (tmp_path / "elsewhere").rename(directory)
+    status, out, err = run("evaluate", "--workdir=run", **environment)
+    assert status == 0 and "64 examples" in out, err
+
+
+def test_a_changed_model(run, fragile, tmp_path):
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.steps=20")
+    assert run(*command)[0] == 0
+    source = fragile.read_text()
+    fragile.write_text(source.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
+    fails(run(*command), "another model")
+    fails(run("evaluate", "--workdir=run"), "another model")
+    fragile.write_text(source)
+    status, _, err = run("evaluate", "--workdir=run")
+    assert status == 0, err
+
+
+def test_a_full_disk(run, fragile, tmp_path):
+    """A limit on the size of a file stands in for it; the run goes on where there is room again."""
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.width=4096", "--config.steps=40")
+    fails(run(*command, limit=1 << 20), "checkpoint of step 20")
+    status, _, err = run(*command)
+    assert status == 0 and "Traceback" not in err, err
+
+
+def test_a_loss_that_is_no_number(run, fragile, tmp_path):
+    """A penalty that grows 25-fold with each step overflows; what was saved before is there to be evaluated."""
+    command = ("train", f"--config={fragile}", "--workdir=run", "--config.optimizer=minibatch_sgd")
+    fails(run(*command, "--config.learning_rate=6", "--config.l2=1"), "the checkpoint of step 20 is kept")
+    status, out, err = run("evaluate", "--workdir=run", "--checkpoint=last")
+    assert status == 0 and "360 examples" in out, err
