@@ -38,16 +38,17 @@ def start(environment, tmp_path):
     """
 
     def start(*arguments, limit=None, **more):
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "deeplearn", *map(str, arguments)],
             env={**environment, **more},
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))),
             text=True,
         )
+        if limit:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        return process
 
     return start
 
