@@ -82,7 +82,7 @@ def check_target(target: Target | None, task, data) -> Target | None:
 def wire(config, task, data, model=None, optimizer=None) -> Experiment:
     """The experiment of a config: its optimizer and schedule by name, its regularizers, its budget in steps.
 
-    `optimizer` may be an `deeplearn.optimizers.Optimizer` of one's own, in place of the config's.
+    `optimizer` may be a `deeplearn.optimizers.Optimizer` of one's own, in place of the config's.
     """
     configs.check(config)
     size = len(data.train)
