@@ -24,8 +24,10 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<14",
+        "psutil>=6,<8",  # the memory that a sweep may take
         "requests>=2.32,<3",  # the data sets' downloads
         "scikit-learn>=1.6,<2",  # the embedded digits
+        "scipy>=1.15,<2",  # quasi-random points
         "tensorboardX>=2.6.4,<3",  # event files without TensorFlow
         "tensorflow-datasets>=4.9.10,<4.10",
         "tqdm>=4.67,<5",

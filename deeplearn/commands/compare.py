@@ -1,6 +1,7 @@
 """compare optimizers on an experiment: every learning rate and seed of one in one program
 
     python -m deeplearn compare --config=FILE --optimizers=sgd,momentum,adam --seeds=5 --workdir=DIR
+    python -m deeplearn compare --config=FILE --optimizers=adam,lion --points=16 --workdir=DIR
 
 Writes curves.png, learning_rates.png, table.md, table.csv and curves.csv to DIR.
 """
@@ -22,21 +23,30 @@ OPTIMIZERS = flags.DEFINE_string(
 LEARNING_RATES = flags.DEFINE_string(
     "learning_rates", "8", "how many, evenly apart in log over each optimizer's search space; or the rates: 0.1,0.01"
 )
+POINTS = flags.DEFINE_integer(
+    "points",
+    None,
+    "in place of learning rates: so many quasi-random points over all hyperparameters of each optimizer's search space",
+    lower_bound=1,
+)
 SEEDS = flags.DEFINE_integer("seeds", 3, "how many, from config.seed on", lower_bound=1)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def rates(text: str, name: str):
-    """The learning rates that the flag's `text` means for the optimizer `name`."""
-    from deeplearn.comparison.sweep import learning_rates
+def search(name: str) -> list[dict[str, float]]:
+    """The points that the flags mean for the optimizer `name`."""
+    from deeplearn.comparison import points
     from deeplearn.errors import UserError
 
+    if POINTS.value:
+        return points.halton(name, POINTS.value, CONFIG.value.seed)
+    text = LEARNING_RATES.value
     try:
         if text.isdecimal() and int(text) > 0:
-            return learning_rates(name, int(text))
+            return points.grid(name, int(text))
         values = [float(part) for part in text.split(",")]
         if min(values) > 0:
-            return values
+            return points.rates(name, values)
     except ValueError:
         pass
     raise UserError(f"--learning_rates={text} is neither a number of rates nor a list of rates above 0") from None
@@ -53,28 +63,28 @@ def main() -> None:
 
     runs.prepare_jax()
     names = optimizers.split_list(OPTIMIZERS.value)
-    grid = {name: rates(LEARNING_RATES.value, name) for name in names}  # every mistake shows before anything runs
+    points = {name: search(name) for name in names}  # every mistake shows before anything runs
     path, workdir = flags.FLAGS["config"].config_filename, runs.make_workdir(WORKDIR.value)
     seeds = range(CONFIG.value.seed, CONFIG.value.seed + SEEDS.value)
-    sweeps = []
+    sweeps, abreast = [], None
     with manifest.lock(workdir):
         manifest.write(workdir, config=CONFIG.value.to_dict(), experiment=path, command=sys.argv)
         for name in names:
             config = CONFIG.value.copy_and_resolve_references()
             config.optimizer = name
             experiment = runs.build(path, config)
-            result = sweep(name, experiment, grid[name], seeds, runs.progress(f"{name:14}"))
+            result = sweep(name, experiment, points[name], seeds, runs.progress(f"{name:14}"), abreast)
+            abreast = result.plan.abreast  # what was faster for the first optimizer is for the others
             sweeps.append(result)
             print(
                 f"\r{name:14} {len(result.seeds)} runs of {result.steps[-1]} steps in"
                 f" {result.seconds[-1] * len(result.seeds):.1f} s, after {result.compile_seconds:.1f} s of compilation;"
-                f" {int(result.diverged.sum())} diverged",
+                f" {int(result.diverged.sum())} diverged; {result.plan}",
                 flush=True,
             )
         goal = monitored(experiment.target, {"accuracy": 0} if "validation/accuracy" in result.curves else {"loss": 0})
-        title = (
-            f"{Path(path).stem}: {len(names)} optimizers x {len(grid[names[0]])} learning rates x {len(seeds)} seeds"
-        )
+        what = f"{len(points[names[0]])} {'points' if POINTS.value else 'learning rates'}"
+        title = f"{Path(path).stem}: {len(names)} optimizers x {what} x {len(seeds)} seeds"
         paths = report.write(workdir, title, sweeps, goal, f"validation/{goal.metric}")
     compiling, training = sum(s.compile_seconds for s in sweeps), sum(s.seconds[-1] * len(s.seeds) for s in sweeps)
     print()

@@ -23,20 +23,21 @@ def number(value: float, digits: int = 4) -> str:
 
 def markdown(rows: list[table.Row], title: str, metric: str) -> str:
     """The table of a comparison, the best optimizer first."""
+    what = "learning rate" if all(list(row.point) == ["learning_rate"] for row in rows) else "point"
     lines = [
         f"# {title}",
         "",
-        f"Each optimizer at its best learning rate by the last {metric}; medians over seeds. A dash: the target was not"
+        f"Each optimizer at its best {what} by the last {metric}; medians over seeds. A dash: the target was not"
         " reached by half of the seeds.",
         "",
-        f"| optimizer | learning rate | best {metric} | final {metric} | std | steps to target | seconds to target |"
+        f"| optimizer | {what} | best {metric} | final {metric} | std | steps to target | seconds to target |"
         " reached | diverged |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = (
             row.optimizer,
-            number(row.learning_rate, 3),
+            table.describe(row.point),
             number(row.best),
             number(row.final),
             number(row.spread, 2),
@@ -54,13 +55,15 @@ def write_curves(path, sweeps: list[Sweep]) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         names = list(sweeps[0].curves)
-        writer.writerow(["optimizer", "learning_rate", "seed", "step", "epoch", "seconds", *names])
+        searched = list(dict.fromkeys(key for sweep in sweeps for key in sweep.points[0]))
+        writer.writerow(["optimizer", *searched, "seed", "step", "epoch", "seconds", *names])
         for sweep in sweeps:
-            for run, (rate, seed) in enumerate(zip(sweep.learning_rates, sweep.seeds, strict=True)):
+            for run, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
+                hyperparameters = [sweep.points[point].get(key, "") for key in searched]
                 for at in range(len(sweep.steps)):
                     values = [float(sweep.curves[name][run, at]) for name in names]
                     place = [int(sweep.steps[at]), float(sweep.epochs[at]), float(sweep.seconds[at])]
-                    writer.writerow([sweep.optimizer, float(rate), int(seed), *place, *values])
+                    writer.writerow([sweep.optimizer, *hyperparameters, int(seed), *place, *values])
 
 
 def line_style(number: int) -> dict:
@@ -71,9 +74,9 @@ def line_style(number: int) -> dict:
 
 
 def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: str) -> None:
-    """The curves of each optimizer at its best learning rate: the median over seeds, the band from least to most."""
+    """The curves of each optimizer at its best point: the median over seeds, the band from least to most."""
     names = [name for name in LABELS if name in sweeps[0].curves]
-    rates = {row.optimizer: row.learning_rate for row in rows}
+    best = {row.optimizer: row.point for row in rows}
     with style.picture(path, 3.6 * len(names), 4.0) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
@@ -82,12 +85,14 @@ def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: 
                 axes.set_yscale("log")
             lowest = []
             for i, sweep in enumerate(sweeps):
-                runs = (sweep.learning_rates == rates[sweep.optimizer]) & ~sweep.diverged
+                point = best[sweep.optimizer]
+                runs = (sweep.point == sweep.points.index(point)) & ~sweep.diverged
                 if not runs.any():
                     continue
                 values = sweep.curves[name][runs]  # (S, E)
                 middle, look = np.median(values, axis=0), line_style(i)
-                label = f"{sweep.optimizer} ({number(rates[sweep.optimizer], 2)})"
+                rate = point.get("learning_rate")
+                label = f"{sweep.optimizer} ({number(rate, 2)})" if rate else sweep.optimizer
                 axes.plot(sweep.epochs, middle, label=label, **look)
                 low, high = values.min(axis=0), values.max(axis=0)
                 axes.fill_between(sweep.epochs, low, high, color=look["color"], alpha=0.12, linewidth=0)
@@ -101,20 +106,27 @@ def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: 
 
 
 def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
-    """The last value against the learning rate, every optimizer: how wide its basin is, and where it falls off."""
+    """The last value against the learning rate, every optimizer: how wide its basin is, and where it falls off.
+
+    Where other hyperparameters vary too, points are not joined.
+    """
     with style.picture(path, style.WIDTH, 4.4) as figure:
         axes = figure.subplots()
         tops = []
         for i, sweep in enumerate(sweeps):
+            if "learning_rate" not in sweep.points[0]:
+                continue
             values = np.where(sweep.diverged, np.nan, sweep.curves[metric][:, -1])
-            rates = np.unique(sweep.learning_rates)
-            groups = [values[sweep.learning_rates == rate] for rate in rates]
+            rates = np.array([point["learning_rate"] for point in sweep.points])
+            order = np.argsort(rates)
+            rates, groups = rates[order], [values[sweep.point == at] for at in order]
             whole = np.array([np.isfinite(group).all() for group in groups])
-            look = line_style(i)
+            look = line_style(i) if len(sweep.points[0]) == 1 else {**line_style(i), "linestyle": "none"}
             middle = np.array([np.median(group) for group in groups])  # NaN where a seed diverged
             axes.plot(rates, middle, marker="o", markersize=4, label=sweep.optimizer, **look)
             low, high = (np.array([f(group) for group in groups]) for f in (np.min, np.max))
-            axes.fill_between(rates, low, high, where=whole, color=look["color"], alpha=0.12, linewidth=0)
+            if len(sweep.points[0]) == 1:
+                axes.fill_between(rates, low, high, where=whole, color=look["color"], alpha=0.12, linewidth=0)
             fallen = rates[~whole]
             height = np.full(len(fallen), 0.02 + 0.02 * i)
             axes.plot(fallen, height, "x", color=look["color"], transform=axes.get_xaxis_transform(), markersize=5)
@@ -136,7 +148,7 @@ def write(workdir, title: str, sweeps: list[Sweep], goal, metric: str) -> list[s
     with open(paths[1], "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(table.Row._fields)
-        writer.writerows(rows)
+        writer.writerows(row._replace(point=table.describe(row.point)) for row in rows)
     write_curves(paths[2], sweeps)
     draw_curves(paths[3], sweeps, rows, goal, metric)
     draw_sensitivity(paths[4], sweeps, goal, metric)

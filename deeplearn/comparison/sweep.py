@@ -1,19 +1,22 @@
-"""All learning rates and seeds of one optimizer as one compiled program."""
+"""All points and seeds of one optimizer as one compiled program."""
 
 import time
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deeplearn import metrics, optimizers
+from deeplearn import metrics
+from deeplearn.comparison import lanes
 from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
 from deeplearn.training import evaluation, feed, step
 from deeplearn.training.state import TrainState, begin
+
+TRIAL_SECONDS = 0.2
 
 
 class Sweep(NamedTuple):
@@ -21,21 +24,25 @@ class Sweep(NamedTuple):
 
     Fields:
       optimizer: its name, with the hyperparameters that were set.
-      learning_rates, seeds: of each run, (R,).
+      points: the hyperparameters of each point, {name: value}.
+      point, seeds: of each run, (R,); the first an index of `points`.
       steps, epochs, seconds: of each evaluation, (E,). Seconds are a run's share of the program's: the time of a chunk
-        divided by R, compilation and evaluation left out.
+        divided by its runs, compilation and evaluation left out.
       curves: {name: (R, E)}; `loss` is training's, the mean since the last evaluation, `validation/...` evaluation's.
-      compile_seconds: of the whole program.
+      compile_seconds: of the whole program, and of the ones that were tried.
+      plan: how the runs shared the devices.
     """
 
     optimizer: str
-    learning_rates: np.ndarray
+    points: tuple[dict[str, float], ...]
+    point: np.ndarray
     seeds: np.ndarray
     steps: np.ndarray
     epochs: np.ndarray
     seconds: np.ndarray
     curves: dict[str, np.ndarray]
     compile_seconds: float
+    plan: lanes.Plan
 
     @property
     def diverged(self) -> np.ndarray:
@@ -44,77 +51,164 @@ class Sweep(NamedTuple):
         return ~np.isfinite(np.stack(losses)).all(axis=(0, 2))
 
 
-def sweep(name: str, experiment: Experiment, learning_rates, seeds, report=lambda done, total: None) -> Sweep:
-    """Train every learning rate with every seed.
+class Programs(NamedTuple):
+    """The pure functions of one run, `(run, shared) -> result`, which `lanes.each` takes over all of them.
 
-    A run that diverges goes on beside the others as NaN, and costs them nothing.
+    Fields:
+      start: `(seed, ()) -> (params, model_state, rng)`.
+      init: `((hyperparameters, params, model_state, rng), ()) -> TrainState`.
+      rows: `(rng, step) -> (length, B)`, the examples of the batches from `step` on.
+      chunk: `((state, rows), (train, steps)) -> (state, metrics)`.
+      evaluated: `((state, rows), train) -> (params, model_state)`; rows and train are None where nothing is refreshed.
+      measure: `((params, model_state, rng), validation) -> {name: value}`.
     """
-    train = experiment.data.train
-    if not isinstance(train, sources.Arrays):
-        raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
-    rates, seeds = (np.ravel(x) for x in np.meshgrid(learning_rates, seeds, indexing="ij"))  # (R,)
-    size = len(train)
-    lanes, task, optimizer = len(rates), experiment.task, experiment.optimizer
 
-    rows = partial(feed.indices, batch_size=experiment.batch_size, length=experiment.eval_every, size=size)
-    train = jax.device_put(dict(train.arrays))
-    validation = jax.device_put(dict(experiment.data.validation.arrays))
+    start: object
+    init: object
+    rows: object
+    chunk: object
+    evaluated: object
+    measure: object
+
+
+def programs(experiment: Experiment) -> Programs:
+    """The functions of an experiment's runs."""
+    task, optimizer, size = experiment.task, experiment.optimizer, len(experiment.data.train)
+    length, batch_size = experiment.eval_every, experiment.batch_size
 
     def batch_of(state, data):
         arrays, indices = data
         return lambda i: {name: x[indices[i]] for name, x in arrays.items()}
 
-    def init(rate, params, model_state, rng):
-        return TrainState(jnp.int32(0), params, model_state, optimizer.init(params, {"learning_rate": rate}), rng)
+    chunk_of = step.make_chunk(step.make_step(task, optimizer, accumulate=experiment.config.accumulate), batch_of)
+    evaluated_of = evaluation.make_evaluated(task, optimizer, batch_of, min(evaluation.REFRESH, length))
 
-    def measure(params, model_state, rng, arrays):
-        values = metrics.result(evaluation.make_evaluate(task)(params, model_state, rng, arrays))
+    def init(run, _):
+        hyperparameters, params, model_state, rng = run
+        return TrainState(jnp.int32(0), params, model_state, optimizer.init(params, hyperparameters), rng)
+
+    def chunk(run, shared):
+        (state, rows), (train, steps) = run, shared
+        return chunk_of(state, (train, rows), steps)
+
+    def evaluated(run, train):
+        state, rows = run
+        return evaluated_of(state, None if train is None else (train, rows))
+
+    def measure(run, validation):
+        values = metrics.result(evaluation.make_evaluate(task)(*run, validation))
         return {name: value for name, value in values.items() if value.ndim == 0}
 
-    chunk = step.make_chunk(step.make_step(task, optimizer, accumulate=experiment.config.accumulate), batch_of)
-    evaluated = evaluation.make_evaluated(task, optimizer, batch_of, min(evaluation.REFRESH, experiment.eval_every))
-    # What does not depend on the optimizer is a program of its own: compiled for the first, it serves the others.
-    data_axes = (None, 0)
-    each_start = jax.jit(jax.vmap(partial(begin, task)))
-    each_rows = jax.jit(jax.vmap(rows, in_axes=(0, None)))
-    each_measure = jax.jit(jax.vmap(measure, in_axes=(0, 0, 0, None)))
-    each_chunk = jax.jit(jax.vmap(chunk, in_axes=(0, data_axes, None)), donate_argnums=0)
-
-    started = time.perf_counter()
-    states = jax.vmap(init)(jnp.asarray(rates, jnp.float32), *each_start(jnp.asarray(seeds, jnp.int32)))
-    refresh = evaluation.needs_refresh(optimizer, jax.tree.map(lambda x: x[0], states))
-    each_evaluated = jax.jit(jax.vmap(evaluated, in_axes=(0, data_axes if refresh else None)))
-    indices = each_rows(states.rng, 0)
-    run = each_chunk.lower(states, (train, indices), 1).compile()
-    compile_seconds = time.perf_counter() - started
-
-    done, elapsed, lines = 0, 0.0, []
-    while done < experiment.steps:
-        steps = min(experiment.eval_every, experiment.steps - done)
-        started = time.perf_counter()
-        data = (train, each_rows(states.rng, done))
-        states, trained = jax.block_until_ready(run(states, data, steps))
-        elapsed += time.perf_counter() - started
-        done += steps
-        params, model_state = each_evaluated(states, (train, each_rows(states.rng, done)) if refresh else None)
-        found = {f"validation/{key}": x for key, x in each_measure(params, model_state, states.rng, validation).items()}
-        lines.append((done, elapsed / lanes, jax.device_get({**trained, **found})))
-        report(done, experiment.steps)
-    steps, seconds, values = zip(*lines, strict=True)
-    return Sweep(
-        optimizer=name,
-        learning_rates=rates,
-        seeds=seeds,
-        steps=np.array(steps),
-        epochs=np.array(steps) * experiment.batch_size / size,
-        seconds=np.array(seconds),
-        curves={name: np.stack([row[name] for row in values], axis=1) for name in values[0]},
-        compile_seconds=compile_seconds,
+    return Programs(
+        start=lambda seed, _: begin(task, seed),
+        init=init,
+        rows=lambda rng, step: feed.indices(rng, step, batch_size, length, size),
+        chunk=chunk,
+        evaluated=evaluated,
+        measure=measure,
     )
 
 
-def learning_rates(name: str, number: int) -> np.ndarray:
-    """`number` learning rates, evenly apart in log, over the optimizer's search space."""
-    entry = optimizers.OPTIMIZERS[optimizers.parse(name)[0]]
-    space: Any = entry.space.get("learning_rate", optimizers.Range(entry.learning_rate / 30, entry.learning_rate * 30))
-    return np.array([space.at(u) for u in np.linspace(0, 1, number)] if number > 1 else [entry.learning_rate])
+def sweep(
+    name: str,
+    experiment: Experiment,
+    points: Sequence[dict[str, float]],
+    seeds: Sequence[int],
+    report=lambda done, total: None,
+    abreast: int | None = None,
+) -> Sweep:
+    """Train every point with every seed.
+
+    A run that diverges goes on beside the others as NaN, and costs them nothing.
+
+    Args:
+      name: the optimizer's, for people.
+      experiment: all but the points' hyperparameters and the seeds.
+      points: each with the same hyperparameters, leaves of the optimizer's state.
+      seeds: integers.
+      report: called with the steps done and those of all runs.
+      abreast: how many runs go side by side, see deeplearn.comparison.lanes; None: what is faster in a short trial.
+
+    Raises:
+      UserError: data that does not fit on the device.
+    """
+    if not isinstance(experiment.data.train, sources.Arrays):
+        raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
+    train, validation = (
+        jax.device_put(dict(split.arrays)) for split in (experiment.data.train, experiment.data.validation)
+    )
+    point, seeds = (x.ravel() for x in np.meshgrid(np.arange(len(points)), np.asarray(seeds), indexing="ij"))  # (R,)
+    values = {key: np.array([points[i][key] for i in point], np.float32) for key in points[0]}  # {name: (R,)}
+    one, devices = programs(experiment), lanes.mesh()
+
+    def every(function, count, abreast=None):
+        return jax.jit(lanes.each(function, devices, abreast or count))
+
+    def begin_all(group):
+        """The states of the runs of a group, leaves (L, ...)."""
+        started = every(one.start, len(group))(jnp.asarray(seeds[group], jnp.int32), ())
+        chosen = {key: jnp.asarray(x[group]) for key, x in values.items()}
+        return every(one.init, len(group))((chosen, *started), ())
+
+    def compile(count, abreast):
+        states = jax.eval_shape(lambda: begin_all(np.zeros(count, int)))
+        rows = jax.eval_shape(every(one.rows, count), states.rng, 0)
+        chunks = lanes.each(one.chunk, devices, abreast)
+        run = jax.jit(lambda states, rows, shared: chunks((states, rows), shared), donate_argnums=0)
+        return run.lower(states, rows, (train, 1)).compile()
+
+    def step_seconds(run, count):
+        """What a step of all lanes takes: of more and more steps, until they take long enough to tell."""
+        states = begin_all(np.resize(np.arange(len(point)), count))
+        rows, steps, took = every(one.rows, count)(states.rng, 0), 1, 0.0
+        while True:
+            started = time.perf_counter()
+            states, _ = jax.block_until_ready(run(states, rows, (train, steps)))
+            took = time.perf_counter() - started
+            if took > TRIAL_SECONDS or steps == experiment.eval_every:
+                return took / steps
+            steps = min(4 * steps, experiment.eval_every)
+
+    started = time.perf_counter()
+    plan, run = lanes.choose(compile, step_seconds, len(point), abreast)
+    compile_seconds = time.perf_counter() - started
+    groups = [np.arange(i, min(i + plan.lanes, len(point))) for i in range(0, len(point), plan.lanes)]
+
+    def train_group(number, group):
+        """The group's times (E,) and curves {name: (L, E)}; what is missing to a whole group is trained twice."""
+        count = plan.lanes
+        states = begin_all(np.resize(group, count))
+        rows_at, each_evaluated = every(one.rows, count), every(one.evaluated, count, plan.abreast)
+        each_measure = every(one.measure, count, plan.abreast)
+        refresh = evaluation.needs_refresh(experiment.optimizer, jax.tree.map(lambda x: x[0], states))
+        done, elapsed, lines = 0, 0.0, []
+        while done < experiment.steps:
+            steps = min(experiment.eval_every, experiment.steps - done)
+            started = time.perf_counter()
+            states, trained = jax.block_until_ready(run(states, rows_at(states.rng, done), (train, steps)))
+            elapsed += time.perf_counter() - started
+            done += steps
+            rows = rows_at(states.rng, done) if refresh else None
+            evaluated = each_evaluated((states, rows), train if refresh else None)
+            found = each_measure((*evaluated, states.rng), validation)
+            found = {f"validation/{key}": x for key, x in found.items()}
+            lines.append((done, elapsed, jax.device_get({**trained, **found})))
+            report(number * experiment.steps + done, len(groups) * experiment.steps)
+        steps, seconds, curves = zip(*lines, strict=True)
+        curves = {key: np.stack([line[key] for line in curves], axis=1)[: len(group)] for key in curves[0]}
+        return np.array(steps), np.array(seconds), curves
+
+    trained = [train_group(number, group) for number, group in enumerate(groups)]
+    steps = trained[0][0]
+    return Sweep(
+        optimizer=name,
+        points=tuple(points),
+        point=point,
+        seeds=seeds,
+        steps=steps,
+        epochs=steps * experiment.batch_size / len(experiment.data.train),
+        seconds=sum(seconds for _, seconds, _ in trained) / len(point),
+        curves={key: np.concatenate([curves[key] for *_, curves in trained]) for key in trained[0][2]},
+        compile_seconds=compile_seconds,
+        plan=plan,
+    )

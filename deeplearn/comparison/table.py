@@ -9,10 +9,10 @@ from deeplearn.experiment import Target
 
 
 class Row(NamedTuple):
-    """One optimizer at its best learning rate; medians over seeds, infinity where a target is not reached."""
+    """One optimizer at its best point; medians over seeds, infinity where a target is not reached."""
 
     optimizer: str
-    learning_rate: float
+    point: dict[str, float]
     best: float
     final: float
     spread: float
@@ -36,25 +36,38 @@ def first_reached(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
     return np.where(reached.any(axis=1), reached.argmax(axis=1), values.shape[1])
 
 
-def best_learning_rate(sweep: Sweep, metric: str, goal: Target) -> float:
-    """The rate whose median over seeds of the final validation value is best, of equals the one with the lower loss.
+def best_point(sweep: Sweep, metric: str, goal: Target) -> int:
+    """The point whose median over seeds of the final validation value is best, of equals the one with the lower loss.
 
-    Infinite values take part, so that a rate at which most seeds diverge is never the best.
+    Infinite values take part, so that a point at which most seeds diverge is never the best.
     """
     values, losses = final(sweep, metric, goal), final(sweep, "validation/loss", Target("loss", False, 0.0))
     sign = 1 if goal.rises else -1
 
-    def quality(rate):
-        runs = sweep.learning_rates == rate
+    def quality(point):
+        runs = sweep.point == point
         return sign * np.median(values[runs]), -np.median(losses[runs])
 
-    return float(max(np.unique(sweep.learning_rates), key=quality))
+    return max(range(len(sweep.points)), key=quality)
+
+
+def describe(point: dict[str, float]) -> str:
+    """A point as people write it; of a learning rate alone, the number.
+
+    >>> describe({"learning_rate": 0.001, "b1": 0.91234})
+    'learning_rate=0.001, b1=0.912'
+    >>> describe({"learning_rate": 0.001})
+    '0.001'
+    """
+    if list(point) == ["learning_rate"]:
+        return f"{point['learning_rate']:.3g}"
+    return ", ".join(f"{key}={value:.3g}" for key, value in point.items())
 
 
 def row(sweep: Sweep, metric: str, goal: Target) -> Row:
     """The row of one optimizer."""
-    rate = best_learning_rate(sweep, metric, goal)
-    runs = sweep.learning_rates == rate
+    best = best_point(sweep, metric, goal)
+    runs = sweep.point == best
     values = sweep.curves[metric][runs]  # (S, E)
     first = first_reached(sweep, metric, goal)[runs]
     steps, seconds = (np.append(x, np.inf)[first] for x in (sweep.steps, sweep.seconds))
@@ -62,7 +75,7 @@ def row(sweep: Sweep, metric: str, goal: Target) -> Row:
     extreme = (np.nanmax if goal.rises else np.nanmin)(values, axis=1)
     return Row(
         optimizer=sweep.optimizer,
-        learning_rate=rate,
+        point=sweep.points[best],
         best=float(np.median(extreme)),
         final=float(np.median(last)),
         spread=float(np.std(values[:, -1])),

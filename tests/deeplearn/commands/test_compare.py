@@ -33,6 +33,17 @@ def test_a_list_of_rates(run, tmp_path):
     assert {float(row["learning_rate"]) for row in rows(tmp_path / "run" / "curves.csv")} == {0.1, 0.01, 0.003}
 
 
+def test_points(run, tmp_path):
+    """Quasi-random over all that an optimizer leaves open, another space for each."""
+    arguments = ("--optimizers=adam(b2=0.9),minibatch_sgd", "--points=3", "--seeds=1")
+    status, out, err = run("compare", *FIELDS, *arguments)
+    assert status == 0, err
+    assert "| point |" in out and "3 points x 1 seeds" in out and "learning_rate=" in out
+    curves = rows(tmp_path / "run" / "curves.csv")
+    adam = {(row["learning_rate"], row["b1"]) for row in curves if row["optimizer"] == "adam(b2=0.9)"}
+    assert len(adam) == 3 and {row["b1"] for row in curves if row["optimizer"] == "minibatch_sgd"} == {""}
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -40,6 +51,9 @@ def test_a_list_of_rates(run, tmp_path):
         (("--learning_rates=0",), "--learning_rates=0 is neither"),
         (("--learning_rates=0.1,-1",), "--learning_rates=0.1,-1 is neither"),
         (("--seeds=0",), "--seeds=0"),
+        (("--points=0",), "--points=0"),
+        (("--optimizers=minibatch_sgd(learning_rate=1.0)", "--points=3"), "leaves nothing to search"),
+        (("--optimizers=adam(learning_rate=1.0)",), "sets the learning rate that is to vary"),
     ],
 )
 def test_mistakes(run, arguments, said):

@@ -19,13 +19,15 @@ def make(accuracy, loss=None, rates=(0.1, 0.1, 1.0, 1.0)):
     steps = np.arange(1, accuracy.shape[1] + 1) * 10
     return Sweep(
         optimizer="sgd",
-        learning_rates=np.array(rates),
+        points=tuple({"learning_rate": rate} for rate in dict.fromkeys(rates)),
+        point=np.unique(rates, return_inverse=True)[1],
         seeds=np.tile([0, 1], len(rates) // 2),
         steps=steps,
         epochs=steps / 10,
         seconds=steps / 100,
         curves={"loss": loss, "validation/loss": loss, "validation/accuracy": accuracy},
         compile_seconds=1.0,
+        plan=None,
     )
 
 
@@ -47,18 +49,18 @@ def test_first_reached():
     assert table.first_reached(SWEEP, METRIC, UP).tolist() == [2, 1, 3, 0]
 
 
-def test_the_rate_at_which_half_the_seeds_diverge_is_not_the_best():
-    assert table.best_learning_rate(SWEEP, METRIC, UP) == 0.1
+def test_the_point_at_which_half_the_seeds_diverge_is_not_the_best():
+    assert table.best_point(SWEEP, METRIC, UP) == 0
 
 
-def test_of_equal_rates_the_one_with_the_lower_loss():
+def test_of_equal_points_the_one_with_the_lower_loss():
     sweep = make([[0.9]] * 4, [[2.0], [1.0], [1.0], [1.5]])
-    assert table.best_learning_rate(sweep, METRIC, UP) == 1.0
+    assert table.best_point(sweep, METRIC, UP) == 1
 
 
 def test_row():
     row = table.row(SWEEP, METRIC, UP)
-    assert (row.optimizer, row.learning_rate) == ("sgd", 0.1)
+    assert (row.optimizer, row.point) == ("sgd", {"learning_rate": 0.1})
     assert row.best == pytest.approx(0.85) and row.final == pytest.approx(0.8) and row.spread == pytest.approx(0.1)
     assert row.steps_to_target == 25 and row.seconds_to_target == pytest.approx(0.25)
     assert (row.reached, row.diverged) == ("2 of 2", "1 of 4")

@@ -1,0 +1,100 @@
+"""How many runs one program trains, and whether side by side or one after another: forecast and measured."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+SHARE = 0.8  # of the free memory, for what the forecast does not know
+
+
+class Plan(NamedTuple):
+    """How the runs of a sweep share the devices.
+
+    Fields:
+      lanes: runs in one program; what exceeds them waits for the next call of the same program.
+      abreast: of a device's lanes, those that a vmap takes together; the others follow one after another.
+      bytes: the program's memory on a device, as compiled.
+    """
+
+    lanes: int
+    abreast: int
+    bytes: int
+
+    def __str__(self) -> str:
+        how = "one after another" if self.abreast == 1 else f"{self.abreast} side by side"
+        return f"{self.lanes} runs in one program, {how}, {self.bytes / 2**20:,.0f} MB"
+
+
+def mesh() -> Mesh:
+    """All devices in one axis, over which runs are divided."""
+    return Mesh(np.array(jax.devices()), ("runs",))
+
+
+def each(function: Callable[[Any, Any], Any], devices: Mesh, abreast: int) -> Callable[[Any, Any], Any]:
+    """`(runs, shared) -> stacked function(run, shared)`, over the leading axis of every array in `runs`.
+
+    The runs are divided over the devices; there `abreast` of them at a time go through one vmap.
+    """
+
+    def local(runs, shared):
+        if abreast >= jax.tree.leaves(runs)[0].shape[0]:
+            return jax.vmap(function, in_axes=(0, None))(runs, shared)
+        return jax.lax.map(lambda run: function(run, shared), runs, batch_size=abreast)
+
+    over, whole = PartitionSpec("runs"), PartitionSpec()
+    return jax.shard_map(local, mesh=devices, in_specs=(over, whole), out_specs=over, check_vma=False)
+
+
+def forecast(compiled) -> int:
+    """Bytes on a device while a compiled program runs: arguments, results and temporaries, each buffer once."""
+    memory = compiled.memory_analysis()
+    sizes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return int(sizes - memory.alias_size_in_bytes)
+
+
+def free() -> int:
+    """Bytes that a program may take on each device."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats:
+        return int(SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    import psutil
+
+    return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())
+
+
+def choose(compile: Callable[[int, int], Any], seconds: Callable[[Any, int], float], runs: int, abreast: int | None):
+    """The Plan for so many runs, and its compiled program.
+
+    All runs go into one program if the memory of the devices bears it, else as many as do, in equal groups. Whether
+    they go side by side or one after another is measured, unless `abreast` says so: the first wins where a single run
+    leaves the cores idle, the second where it fills them and more would only crowd the caches.
+
+    Args:
+      compile: `(lanes, abreast) -> compiled`.
+      seconds: `(compiled, lanes) -> a step's seconds`.
+      runs: their number.
+      abreast: as in Plan, or None.
+    """
+    count, room = jax.device_count(), free()
+
+    def fitting(abreast_of):
+        lanes = -(-runs // count) * count
+        while True:
+            compiled = compile(lanes, abreast_of(lanes))
+            needed = forecast(compiled)
+            if needed <= room or lanes == count:
+                return Plan(lanes, abreast_of(lanes), needed), compiled
+            fit = max(count, min(lanes - count, int(lanes * room / needed) // count * count))
+            lanes = -(-runs // -(-runs // fit) // count) * count  # as many groups, none of them nearly empty
+
+    if abreast is not None:
+        return fitting(lambda lanes: min(abreast, lanes // count))
+    together = fitting(lambda lanes: lanes // count)
+    if together[0].abreast == 1:
+        return together
+    apart = fitting(lambda lanes: 1)
+    return min(together, apart, key=lambda option: seconds(option[1], option[0].lanes) / option[0].lanes)
