@@ -3,10 +3,11 @@
     python -m deeplearn compare --config=FILE --optimizers=sgd,momentum,adam --seeds=5 --workdir=DIR
     python -m deeplearn compare --config=FILE --optimizers=adam,lion --points=16 --workdir=DIR
 
-Writes curves.png, learning_rates.png, table.md, table.csv and curves.csv to DIR.
+Tunes on validation, runs each optimizer's best point again with fresh seeds, and evaluates those on test. Writes
+curves.png, learning_rates.png, table.md, table.csv and curves.csv to DIR, and keeps every finished run in DIR/runs: the
+same command goes on where it was stopped, and more optimizers, points or seeds train only what is not there yet.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -29,7 +30,10 @@ POINTS = flags.DEFINE_integer(
     "in place of learning rates: so many quasi-random points over all hyperparameters of each optimizer's search space",
     lower_bound=1,
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "how many, from config.seed on", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 3, "how many to tune with, from config.seed on", lower_bound=1)
+RERUNS = flags.DEFINE_integer(
+    "reruns", 5, "how many fresh seeds the best point is run again with, and evaluated on test; 0: none", lower_bound=0
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -56,37 +60,42 @@ def main() -> None:
     start = time.perf_counter()
     from deeplearn import optimizers
     from deeplearn.commands import runs
-    from deeplearn.comparison import report
-    from deeplearn.comparison.sweep import sweep
+    from deeplearn.comparison import protocol, report
     from deeplearn.training import manifest
-    from deeplearn.training.loop import monitored
 
     runs.prepare_jax()
     names = optimizers.split_list(OPTIMIZERS.value)
     points = {name: search(name) for name in names}  # every mistake shows before anything runs
-    path, workdir = flags.FLAGS["config"].config_filename, runs.make_workdir(WORKDIR.value)
-    seeds = range(CONFIG.value.seed, CONFIG.value.seed + SEEDS.value)
-    sweeps, abreast = [], None
+    path, workdir, config = runs.config_path(), runs.make_workdir(WORKDIR.value), CONFIG.value
+    seeds = range(config.seed, config.seed + SEEDS.value)
+    manifest.check_same(workdir, config.to_dict())
+    results, done, together = [], [], None
     with manifest.lock(workdir):
-        manifest.write(workdir, config=CONFIG.value.to_dict(), experiment=path, command=sys.argv)
+        manifest.write(workdir, config.to_dict(), path, runs.command())
         for name in names:
-            config = CONFIG.value.copy_and_resolve_references()
-            config.optimizer = name
-            experiment = runs.build(path, config)
-            result = sweep(name, experiment, points[name], seeds, runs.progress(f"{name:14}"), abreast)
-            abreast = result.plan.abreast  # what was faster for the first optimizer is for the others
-            sweeps.append(result)
-            print(
-                f"\r{name:14} {len(result.seeds)} runs of {result.steps[-1]} steps in"
-                f" {result.seconds[-1] * len(result.seeds):.1f} s, after {result.compile_seconds:.1f} s of compilation;"
-                f" {int(result.diverged.sum())} diverged; {result.plan}",
-                flush=True,
+            chosen = config.copy_and_resolve_references()
+            chosen.optimizer = name
+            experiment = runs.build(path, chosen)
+            progress = runs.progress(f"{name:14}")
+            result, works = protocol.run(
+                workdir / "runs", name, experiment, points[name], seeds, RERUNS.value, progress, together
             )
-        goal = monitored(experiment.target, {"accuracy": 0} if "validation/accuracy" in result.curves else {"loss": 0})
+            for work in works:
+                print(
+                    f"\r{name:14} {work.runs} runs of {result.tuned.steps[-1]} steps in {work.seconds:.1f} s, after"
+                    f" {work.compile_seconds:.1f} s of compilation; {work.plan}",
+                    flush=True,
+                )
+                together = work.plan.together  # what was faster for the first optimizer is for the others
+            if not works:
+                print(f"{name:14} all {len(points[name]) * len(seeds) + RERUNS.value} runs are there already")
+            results.append(result)
+            done += works
+        goal, metric = protocol.goal_of(experiment)
         what = f"{len(points[names[0]])} {'points' if POINTS.value else 'learning rates'}"
         title = f"{Path(path).stem}: {len(names)} optimizers x {what} x {len(seeds)} seeds"
-        paths = report.write(workdir, title, sweeps, goal, f"validation/{goal.metric}")
-    compiling, training = sum(s.compile_seconds for s in sweeps), sum(s.seconds[-1] * len(s.seeds) for s in sweeps)
+        paths = report.write(workdir, title, results, goal, metric)
+    compiling, training = sum(work.compile_seconds for work in done), sum(work.seconds for work in done)
     print()
     print((workdir / "table.md").read_text())
     print(f"{time.perf_counter() - start:.0f} s: {training:.0f} s of training, {compiling:.0f} s of compilation")

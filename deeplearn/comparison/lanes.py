@@ -15,17 +15,17 @@ class Plan(NamedTuple):
 
     Fields:
       lanes: runs in one program; what exceeds them waits for the next call of the same program.
-      abreast: of a device's lanes, those that a vmap takes together; the others follow one after another.
+      together: whether a device's lanes go side by side, in a vmap, or one after another.
       bytes: the program's memory on a device, as compiled.
     """
 
     lanes: int
-    abreast: int
+    together: bool
     bytes: int
 
     def __str__(self) -> str:
-        how = "one after another" if self.abreast == 1 else f"{self.abreast} side by side"
-        return f"{self.lanes} runs in one program, {how}, {self.bytes / 2**20:,.0f} MB"
+        how = "side by side" if self.together else "one after another"
+        return f"{self.lanes} in one program, {how}, {self.bytes / 2**20:,.0f} MB"
 
 
 def mesh() -> Mesh:
@@ -33,16 +33,16 @@ def mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), ("runs",))
 
 
-def each(function: Callable[[Any, Any], Any], devices: Mesh, abreast: int) -> Callable[[Any, Any], Any]:
+def each(function: Callable[[Any, Any], Any], devices: Mesh, together: bool = True) -> Callable[[Any, Any], Any]:
     """`(runs, shared) -> stacked function(run, shared)`, over the leading axis of every array in `runs`.
 
-    The runs are divided over the devices; there `abreast` of them at a time go through one vmap.
+    The runs are divided over the devices; there they go through one vmap, or one after another.
     """
 
     def local(runs, shared):
-        if abreast >= jax.tree.leaves(runs)[0].shape[0]:
+        if together:
             return jax.vmap(function, in_axes=(0, None))(runs, shared)
-        return jax.lax.map(lambda run: function(run, shared), runs, batch_size=abreast)
+        return jax.lax.map(lambda run: function(run, shared), runs)
 
     over, whole = PartitionSpec("runs"), PartitionSpec()
     return jax.shard_map(local, mesh=devices, in_specs=(over, whole), out_specs=over, check_vma=False)
@@ -66,35 +66,32 @@ def free() -> int:
     return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())
 
 
-def choose(compile: Callable[[int, int], Any], seconds: Callable[[Any, int], float], runs: int, abreast: int | None):
+def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], float], runs: int, together: bool | None):
     """The Plan for so many runs, and its compiled program.
 
     All runs go into one program if the memory of the devices bears it, else as many as do, in equal groups. Whether
-    they go side by side or one after another is measured, unless `abreast` says so: the first wins where a single run
+    they go side by side or one after another is measured, unless `together` says so: the first wins where a single run
     leaves the cores idle, the second where it fills them and more would only crowd the caches.
 
     Args:
-      compile: `(lanes, abreast) -> compiled`.
+      compile: `(lanes, together) -> compiled`.
       seconds: `(compiled, lanes) -> a step's seconds`.
       runs: their number.
-      abreast: as in Plan, or None.
+      together: as in Plan, or None.
     """
     count, room = jax.device_count(), free()
 
-    def fitting(abreast_of):
+    def fitting(together):
         lanes = -(-runs // count) * count
         while True:
-            compiled = compile(lanes, abreast_of(lanes))
+            compiled = compile(lanes, together)
             needed = forecast(compiled)
             if needed <= room or lanes == count:
-                return Plan(lanes, abreast_of(lanes), needed), compiled
+                return Plan(lanes, together, needed), compiled
             fit = max(count, min(lanes - count, int(lanes * room / needed) // count * count))
             lanes = -(-runs // -(-runs // fit) // count) * count  # as many groups, none of them nearly empty
 
-    if abreast is not None:
-        return fitting(lambda lanes: min(abreast, lanes // count))
-    together = fitting(lambda lanes: lanes // count)
-    if together[0].abreast == 1:
-        return together
-    apart = fitting(lambda lanes: 1)
-    return min(together, apart, key=lambda option: seconds(option[1], option[0].lanes) / option[0].lanes)
+    if together is not None or runs <= count:
+        return fitting(together is not False)
+    options = fitting(True), fitting(False)
+    return min(options, key=lambda option: seconds(option[1], option[0].lanes) / option[0].lanes)

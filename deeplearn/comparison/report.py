@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from deeplearn.comparison import table
-from deeplearn.comparison.sweep import Sweep
+from deeplearn.comparison.protocol import Result
 from deeplearn.pictures import style
 
 LABELS = {
@@ -23,16 +23,18 @@ def number(value: float, digits: int = 4) -> str:
 
 def markdown(rows: list[table.Row], title: str, metric: str) -> str:
     """The table of a comparison, the best optimizer first."""
+    tested = any(math.isfinite(row.test) for row in rows)
+    test, seeds = (f"test/{metric.split('/')[1]} | ", "fresh seeds") if tested else ("", "seeds")
     what = "learning rate" if all(list(row.point) == ["learning_rate"] for row in rows) else "point"
     lines = [
         f"# {title}",
         "",
-        f"Each optimizer at its best {what} by the last {metric}; medians over seeds. A dash: the target was not"
-        " reached by half of the seeds.",
+        f"Each optimizer at the {what} that reaches the target first; medians over {seeds}. A dash: the target was not"
+        " reached by half of them.",
         "",
-        f"| optimizer | {what} | best {metric} | final {metric} | std | steps to target | seconds to target |"
+        f"| optimizer | {what} | best {metric} | final {metric} | std | {test}steps to target | seconds to target |"
         " reached | diverged |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|" + ("---|---|" if tested else "---|"),
     ]
     for row in rows:
         cells = (
@@ -41,6 +43,7 @@ def markdown(rows: list[table.Row], title: str, metric: str) -> str:
             number(row.best),
             number(row.final),
             number(row.spread, 2),
+            *([number(row.test)] if tested else []),
             number(row.steps_to_target, 6),
             number(row.seconds_to_target, 3),
             row.reached,
@@ -50,20 +53,21 @@ def markdown(rows: list[table.Row], title: str, metric: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_curves(path, sweeps: list[Sweep]) -> None:
+def write_curves(path, results: list[Result]) -> None:
     """Every run's curves as CSV, one line an evaluation of a run."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        names = list(sweeps[0].curves)
-        searched = list(dict.fromkeys(key for sweep in sweeps for key in sweep.points[0]))
-        writer.writerow(["optimizer", *searched, "seed", "step", "epoch", "seconds", *names])
-        for sweep in sweeps:
-            for run, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
-                hyperparameters = [sweep.points[point].get(key, "") for key in searched]
-                for at in range(len(sweep.steps)):
-                    values = [float(sweep.curves[name][run, at]) for name in names]
-                    place = [int(sweep.steps[at]), float(sweep.epochs[at]), float(sweep.seconds[at])]
-                    writer.writerow([sweep.optimizer, *hyperparameters, int(seed), *place, *values])
+        names = list(results[0].tuned.curves)
+        searched = list(dict.fromkeys(key for result in results for key in result.winner))
+        writer.writerow(["optimizer", *searched, "seed", "phase", "step", "epoch", "seconds", *names])
+        for result in results:
+            phases = {"tune": result.tuned} | ({"final": result.final} if result.final.test else {})
+            for phase, sweep in phases.items():
+                for run, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
+                    about = [sweep.optimizer, *(sweep.points[point].get(key, "") for key in searched), int(seed), phase]
+                    for at in range(len(sweep.steps)):
+                        place = [int(sweep.steps[at]), float(sweep.epochs[at]), float(sweep.seconds[run, at])]
+                        writer.writerow([*about, *place, *(float(sweep.curves[name][run, at]) for name in names)])
 
 
 def line_style(number: int) -> dict:
@@ -73,10 +77,9 @@ def line_style(number: int) -> dict:
     return {"color": colours[number % len(colours)], "linestyle": dashes[number // len(colours) % len(dashes)]}
 
 
-def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: str) -> None:
+def draw_curves(path, results: list[Result], goal, metric: str) -> None:
     """The curves of each optimizer at its best point: the median over seeds, the band from least to most."""
-    names = [name for name in LABELS if name in sweeps[0].curves]
-    best = {row.optimizer: row.point for row in rows}
+    names = [name for name in LABELS if name in results[0].final.curves]
     with style.picture(path, 3.6 * len(names), 4.0) as figure:
         panels = figure.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
@@ -84,14 +87,12 @@ def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: 
             if "loss" in name:
                 axes.set_yscale("log")
             lowest = []
-            for i, sweep in enumerate(sweeps):
-                point = best[sweep.optimizer]
-                runs = (sweep.point == sweep.points.index(point)) & ~sweep.diverged
-                if not runs.any():
+            for i, (_, winner, sweep) in enumerate(results):
+                values = sweep.curves[name][~sweep.diverged]  # (S, E)
+                if not len(values):
                     continue
-                values = sweep.curves[name][runs]  # (S, E)
                 middle, look = np.median(values, axis=0), line_style(i)
-                rate = point.get("learning_rate")
+                rate = winner.get("learning_rate")
                 label = f"{sweep.optimizer} ({number(rate, 2)})" if rate else sweep.optimizer
                 axes.plot(sweep.epochs, middle, label=label, **look)
                 low, high = values.min(axis=0), values.max(axis=0)
@@ -105,7 +106,7 @@ def draw_curves(path, sweeps: list[Sweep], rows: list[table.Row], goal, metric: 
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 
-def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
+def draw_sensitivity(path, results: list[Result], goal, metric: str) -> None:
     """The last value against the learning rate, every optimizer: how wide its basin is, and where it falls off.
 
     Where other hyperparameters vary too, points are not joined.
@@ -113,7 +114,7 @@ def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
     with style.picture(path, style.WIDTH, 4.4) as figure:
         axes = figure.subplots()
         tops = []
-        for i, sweep in enumerate(sweeps):
+        for i, (sweep, _, _) in enumerate(results):
             if "learning_rate" not in sweep.points[0]:
                 continue
             values = np.where(sweep.diverged, np.nan, sweep.curves[metric][:, -1])
@@ -137,11 +138,12 @@ def draw_sensitivity(path, sweeps: list[Sweep], goal, metric: str) -> None:
         axes.legend(ncols=2)
 
 
-def write(workdir, title: str, sweeps: list[Sweep], goal, metric: str) -> list[str]:
+def write(workdir, title: str, results: list[Result], goal, metric: str) -> list[str]:
     """All files of a comparison; returns their paths."""
     sign = -1 if goal.rises else 1
     rows = sorted(
-        (table.row(sweep, metric, goal) for sweep in sweeps), key=lambda row: (row.seconds_to_target, sign * row.final)
+        (table.row(result.final, result.tuned, metric, goal) for result in results),
+        key=lambda row: (row.seconds_to_target, sign * row.final),
     )
     paths = [workdir / name for name in ("table.md", "table.csv", "curves.csv", "curves.png", "learning_rates.png")]
     paths[0].write_text(markdown(rows, title, metric))
@@ -149,7 +151,7 @@ def write(workdir, title: str, sweeps: list[Sweep], goal, metric: str) -> list[s
         writer = csv.writer(file)
         writer.writerow(table.Row._fields)
         writer.writerows(row._replace(point=table.describe(row.point)) for row in rows)
-    write_curves(paths[2], sweeps)
-    draw_curves(paths[3], sweeps, rows, goal, metric)
-    draw_sensitivity(paths[4], sweeps, goal, metric)
+    write_curves(paths[2], results)
+    draw_curves(paths[3], results, goal, metric)
+    draw_sensitivity(paths[4], results, goal, metric)
     return [str(path) for path in paths]

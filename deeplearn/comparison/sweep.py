@@ -1,4 +1,4 @@
-"""All points and seeds of one optimizer as one compiled program."""
+"""All runs of one optimizer as one compiled program."""
 
 import time
 from collections.abc import Sequence
@@ -26,11 +26,12 @@ class Sweep(NamedTuple):
       optimizer: its name, with the hyperparameters that were set.
       points: the hyperparameters of each point, {name: value}.
       point, seeds: of each run, (R,); the first an index of `points`.
-      steps, epochs, seconds: of each evaluation, (E,). Seconds are a run's share of the program's: the time of a chunk
-        divided by its runs, compilation and evaluation left out.
+      steps, epochs: of each evaluation, (E,).
+      seconds: of each run and evaluation, (R, E): the run's share of its program's, which is the time of the chunks
+        divided by the runs, compilation and evaluation left out.
       curves: {name: (R, E)}; `loss` is training's, the mean since the last evaluation, `validation/...` evaluation's.
-      compile_seconds: of the whole program, and of the ones that were tried.
-      plan: how the runs shared the devices.
+      test: {name: (R,)}, the last state on the test split; empty where it was not asked for.
+      compile_seconds: of the program, and of the ones that were tried; 0 where nothing was trained.
     """
 
     optimizer: str
@@ -41,8 +42,8 @@ class Sweep(NamedTuple):
     epochs: np.ndarray
     seconds: np.ndarray
     curves: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
     compile_seconds: float
-    plan: lanes.Plan
 
     @property
     def diverged(self) -> np.ndarray:
@@ -112,55 +113,61 @@ def programs(experiment: Experiment) -> Programs:
 def sweep(
     name: str,
     experiment: Experiment,
-    points: Sequence[dict[str, float]],
-    seeds: Sequence[int],
+    runs: Sequence[tuple[dict[str, float], int]],
+    *,
+    test: bool = False,
     report=lambda done, total: None,
-    abreast: int | None = None,
-) -> Sweep:
-    """Train every point with every seed.
+    together: bool | None = None,
+) -> tuple[Sweep, lanes.Plan]:
+    """Train every run.
 
     A run that diverges goes on beside the others as NaN, and costs them nothing.
 
     Args:
       name: the optimizer's, for people.
-      experiment: all but the points' hyperparameters and the seeds.
-      points: each with the same hyperparameters, leaves of the optimizer's state.
-      seeds: integers.
+      experiment: all but the runs' hyperparameters and seeds.
+      runs: hyperparameters and seed of each; the first are leaves of the optimizer's state, the same in every run.
+      test: whether to evaluate the last states on the test split.
       report: called with the steps done and those of all runs.
-      abreast: how many runs go side by side, see deeplearn.comparison.lanes; None: what is faster in a short trial.
+      together: whether runs go side by side, see deeplearn.comparison.lanes; None: what is faster in a short trial.
+
+    Returns:
+      What came of it, and how the runs shared the devices.
 
     Raises:
       UserError: data that does not fit on the device.
     """
     if not isinstance(experiment.data.train, sources.Arrays):
         raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
-    train, validation = (
-        jax.device_put(dict(split.arrays)) for split in (experiment.data.train, experiment.data.validation)
+    train, *evaluated_on = (
+        jax.device_put(dict(experiment.data.split(split).arrays)) for split in ("train", "validation", "test")
     )
-    point, seeds = (x.ravel() for x in np.meshgrid(np.arange(len(points)), np.asarray(seeds), indexing="ij"))  # (R,)
+    points = list({tuple(point.items()): point for point, _ in runs}.values())
+    point = np.array([points.index(chosen) for chosen, _ in runs])  # (R,)
+    seeds = np.array([seed for _, seed in runs])
     values = {key: np.array([points[i][key] for i in point], np.float32) for key in points[0]}  # {name: (R,)}
     one, devices = programs(experiment), lanes.mesh()
 
-    def every(function, count, abreast=None):
-        return jax.jit(lanes.each(function, devices, abreast or count))
+    def every(function, together=True):
+        return jax.jit(lanes.each(function, devices, together))
 
     def begin_all(group):
         """The states of the runs of a group, leaves (L, ...)."""
-        started = every(one.start, len(group))(jnp.asarray(seeds[group], jnp.int32), ())
+        started = every(one.start)(jnp.asarray(seeds[group], jnp.int32), ())
         chosen = {key: jnp.asarray(x[group]) for key, x in values.items()}
-        return every(one.init, len(group))((chosen, *started), ())
+        return every(one.init)((chosen, *started), ())
 
-    def compile(count, abreast):
+    def compile(count, together):
         states = jax.eval_shape(lambda: begin_all(np.zeros(count, int)))
-        rows = jax.eval_shape(every(one.rows, count), states.rng, 0)
-        chunks = lanes.each(one.chunk, devices, abreast)
+        rows = jax.eval_shape(every(one.rows), states.rng, 0)
+        chunks = lanes.each(one.chunk, devices, together)
         run = jax.jit(lambda states, rows, shared: chunks((states, rows), shared), donate_argnums=0)
         return run.lower(states, rows, (train, 1)).compile()
 
     def step_seconds(run, count):
         """What a step of all lanes takes: of more and more steps, until they take long enough to tell."""
         states = begin_all(np.resize(np.arange(len(point)), count))
-        rows, steps, took = every(one.rows, count)(states.rng, 0), 1, 0.0
+        rows, steps, took = every(one.rows)(states.rng, 0), 1, 0.0
         while True:
             started = time.perf_counter()
             states, _ = jax.block_until_ready(run(states, rows, (train, steps)))
@@ -170,16 +177,19 @@ def sweep(
             steps = min(4 * steps, experiment.eval_every)
 
     started = time.perf_counter()
-    plan, run = lanes.choose(compile, step_seconds, len(point), abreast)
+    plan, run = lanes.choose(compile, step_seconds, len(point), together)
     compile_seconds = time.perf_counter() - started
     groups = [np.arange(i, min(i + plan.lanes, len(point))) for i in range(0, len(point), plan.lanes)]
 
     def train_group(number, group):
-        """The group's times (E,) and curves {name: (L, E)}; what is missing to a whole group is trained twice."""
+        """Steps (E,), a run's seconds (E,), curves {name: (L, E)} and test {name: (L,)} of the group.
+
+        What is missing to a whole group is trained twice.
+        """
         count = plan.lanes
         states = begin_all(np.resize(group, count))
-        rows_at, each_evaluated = every(one.rows, count), every(one.evaluated, count, plan.abreast)
-        each_measure = every(one.measure, count, plan.abreast)
+        rows_at, each_evaluated = every(one.rows), every(one.evaluated, plan.together)
+        each_measure = every(one.measure, plan.together)
         refresh = evaluation.needs_refresh(experiment.optimizer, jax.tree.map(lambda x: x[0], states))
         done, elapsed, lines = 0, 0.0, []
         while done < experiment.steps:
@@ -190,25 +200,28 @@ def sweep(
             done += steps
             rows = rows_at(states.rng, done) if refresh else None
             evaluated = each_evaluated((states, rows), train if refresh else None)
-            found = each_measure((*evaluated, states.rng), validation)
+            found = each_measure((*evaluated, states.rng), evaluated_on[0])
             found = {f"validation/{key}": x for key, x in found.items()}
             lines.append((done, elapsed, jax.device_get({**trained, **found})))
             report(number * experiment.steps + done, len(groups) * experiment.steps)
         steps, seconds, curves = zip(*lines, strict=True)
         curves = {key: np.stack([line[key] for line in curves], axis=1)[: len(group)] for key in curves[0]}
-        return np.array(steps), np.array(seconds), curves
+        found = jax.device_get(each_measure((*evaluated, states.rng), evaluated_on[1])) if test else {}
+        found = {key: x[: len(group)] for key, x in found.items()}
+        return np.array(steps), np.tile(seconds, (len(group), 1)) / len(group), curves, found
 
-    trained = [train_group(number, group) for number, group in enumerate(groups)]
-    steps = trained[0][0]
-    return Sweep(
+    parts = [train_group(number, group) for number, group in enumerate(groups)]
+    steps, seconds, curves, found = zip(*parts, strict=True)
+    result = Sweep(
         optimizer=name,
         points=tuple(points),
         point=point,
         seeds=seeds,
-        steps=steps,
-        epochs=steps * experiment.batch_size / len(experiment.data.train),
-        seconds=sum(seconds for _, seconds, _ in trained) / len(point),
-        curves={key: np.concatenate([curves[key] for *_, curves in trained]) for key in trained[0][2]},
+        steps=steps[0],
+        epochs=steps[0] * experiment.batch_size / len(experiment.data.train),
+        seconds=np.concatenate(seconds),
+        curves={key: np.concatenate([part[key] for part in curves]) for key in curves[0]},
+        test={key: np.concatenate([part[key] for part in found]) for key in found[0]},
         compile_seconds=compile_seconds,
-        plan=plan,
     )
+    return result, plan

@@ -9,13 +9,17 @@ from deeplearn.experiment import Target
 
 
 class Row(NamedTuple):
-    """One optimizer at its best point; medians over seeds, infinity where a target is not reached."""
+    """One optimizer at its best point; medians over seeds, infinity where a target is not reached.
+
+    `test` is NaN where the test split was not looked at; `diverged` counts the runs of the search.
+    """
 
     optimizer: str
     point: dict[str, float]
     best: float
     final: float
     spread: float
+    test: float
     steps_to_target: float
     seconds_to_target: float
     reached: str
@@ -36,19 +40,39 @@ def first_reached(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
     return np.where(reached.any(axis=1), reached.argmax(axis=1), values.shape[1])
 
 
-def best_point(sweep: Sweep, metric: str, goal: Target) -> int:
-    """The point whose median over seeds of the final validation value is best, of equals the one with the lower loss.
+def steps_to_target(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
+    """(R,): the step that first reached the target, infinity where none did."""
+    return np.append(sweep.steps, np.inf)[first_reached(sweep, metric, goal)]
 
-    Infinite values take part, so that a point at which most seeds diverge is never the best.
+
+def best_point(sweep: Sweep, metric: str, goal: Target) -> int:
+    """The point that reaches the target first; of equals that of the best final value, then that of the lowest loss.
+
+    All are medians over seeds. Infinite values take part, so that a point at which most seeds diverge is never the
+    best.
     """
+    steps = steps_to_target(sweep, metric, goal)
     values, losses = final(sweep, metric, goal), final(sweep, "validation/loss", Target("loss", False, 0.0))
     sign = 1 if goal.rises else -1
 
     def quality(point):
         runs = sweep.point == point
-        return sign * np.median(values[runs]), -np.median(losses[runs])
+        return -np.median(steps[runs]), sign * np.median(values[runs]), -np.median(losses[runs])
 
     return max(range(len(sweep.points)), key=quality)
+
+
+def of_point(sweep: Sweep, point: int) -> Sweep:
+    """The runs of one point."""
+    runs = sweep.point == point
+    return sweep._replace(
+        points=(sweep.points[point],),
+        point=np.zeros(runs.sum(), int),
+        seeds=sweep.seeds[runs],
+        seconds=sweep.seconds[runs],
+        curves={name: x[runs] for name, x in sweep.curves.items()},
+        test={name: x[runs] for name, x in sweep.test.items()},
+    )
 
 
 def describe(point: dict[str, float]) -> str:
@@ -64,23 +88,22 @@ def describe(point: dict[str, float]) -> str:
     return ", ".join(f"{key}={value:.3g}" for key, value in point.items())
 
 
-def row(sweep: Sweep, metric: str, goal: Target) -> Row:
-    """The row of one optimizer."""
-    best = best_point(sweep, metric, goal)
-    runs = sweep.point == best
-    values = sweep.curves[metric][runs]  # (S, E)
-    first = first_reached(sweep, metric, goal)[runs]
-    steps, seconds = (np.append(x, np.inf)[first] for x in (sweep.steps, sweep.seconds))
-    last = final(sweep, metric, goal)[runs]
+def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
+    """The row of one optimizer, from the runs of its best point and those of the whole search."""
+    values = winner.curves[metric]  # (S, E)
+    first = first_reached(winner, metric, goal)  # (S,)
+    seconds = np.append(winner.seconds, np.full((len(first), 1), np.inf), axis=1)[np.arange(len(first)), first]
+    steps, last = steps_to_target(winner, metric, goal), final(winner, metric, goal)
     extreme = (np.nanmax if goal.rises else np.nanmin)(values, axis=1)
     return Row(
-        optimizer=sweep.optimizer,
-        point=sweep.points[best],
+        optimizer=winner.optimizer,
+        point=winner.points[0],
         best=float(np.median(extreme)),
         final=float(np.median(last)),
         spread=float(np.std(values[:, -1])),
+        test=float(np.median(winner.test[goal.metric])) if winner.test else np.nan,
         steps_to_target=float(np.median(steps)),
         seconds_to_target=float(np.median(seconds)),
-        reached=f"{int(np.isfinite(steps).sum())} of {runs.sum()}",
-        diverged=f"{int(sweep.diverged.sum())} of {len(sweep.seeds)}",
+        reached=f"{int(np.isfinite(steps).sum())} of {len(steps)}",
+        diverged=f"{int(tuned.diverged.sum())} of {len(tuned.seeds)}",
     )

@@ -13,7 +13,7 @@ def rows(path):
 def test_compare(run, tmp_path):
     """Every file, and what it says: as many runs as there are, each optimizer once."""
     status, out, err = run(
-        "compare", *FIELDS, "--optimizers=adam,momentum(momentum=0.8)", "--learning_rates=2", "--seeds=2"
+        "compare", *FIELDS, "--optimizers=adam,momentum(momentum=0.8)", "--learning_rates=2", "--seeds=2", "--reruns=1"
     )
     assert status == 0, err
     assert "| adam |" in out and "| momentum(momentum=0.8) |" in out and "curves.png" in out
@@ -22,20 +22,30 @@ def test_compare(run, tmp_path):
     table = rows(tmp_path / "run" / "table.csv")
     assert {row["optimizer"] for row in table} == {"adam", "momentum(momentum=0.8)"}
     curves = rows(tmp_path / "run" / "curves.csv")
-    runs = {(row["optimizer"], row["learning_rate"], row["seed"]) for row in curves}
-    assert len(runs) == 2 * 2 * 2 and {int(row["step"]) for row in curves} == {21, 42, 61}
-    assert (tmp_path / "run" / "table.md").read_text() in out
+    runs = {(row["optimizer"], row["learning_rate"], row["seed"], row["phase"]) for row in curves}
+    assert len(runs) == 2 * (2 * 2 + 1) and {int(row["step"]) for row in curves} == {21, 42, 61}
+    assert (tmp_path / "run" / "table.md").read_text() in out and "test/accuracy" in out
+
+    status, again, err = run(
+        "compare", *FIELDS, "--optimizers=adam,lion", "--learning_rates=2", "--seeds=2", "--reruns=1"
+    )
+    assert status == 0, err
+    assert "all 5 runs are there already" in again and "lion" in again and rows(tmp_path / "run" / "table.csv")
+    status, _, err = run("compare", *FIELDS, "--config.batch_size=32", "--optimizers=adam", "--reruns=1")
+    assert status == 2 and "batch_size" in err and "Traceback" not in err
 
 
 def test_a_list_of_rates(run, tmp_path):
-    status, _, err = run("compare", *FIELDS, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1")
+    status, _, err = run(
+        "compare", *FIELDS, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1", "--reruns=0"
+    )
     assert status == 0, err
     assert {float(row["learning_rate"]) for row in rows(tmp_path / "run" / "curves.csv")} == {0.1, 0.01, 0.003}
 
 
 def test_points(run, tmp_path):
     """Quasi-random over all that an optimizer leaves open, another space for each."""
-    arguments = ("--optimizers=adam(b2=0.9),minibatch_sgd", "--points=3", "--seeds=1")
+    arguments = ("--optimizers=adam(b2=0.9),minibatch_sgd", "--points=3", "--seeds=1", "--reruns=0")
     status, out, err = run("compare", *FIELDS, *arguments)
     assert status == 0, err
     assert "| point |" in out and "3 points x 1 seeds" in out and "learning_rate=" in out

@@ -40,15 +40,15 @@ def build(**fields):
     return wire(config, classification(Net(), (2, 2, 1), 3), data())
 
 
-def rates(*values):
-    return [{"learning_rate": value} for value in values]
+def runs(rates, seeds):
+    return [({"learning_rate": rate}, seed) for rate in rates for seed in seeds]
 
 
-@pytest.mark.parametrize("abreast", [1, None], ids=["one after another", "as measured"])
+@pytest.mark.parametrize("together", [True, False], ids=["side by side", "one after another"])
 @pytest.mark.parametrize("name", ["adam", "schedule_free_sgd", "lbfgs"])
-def test_a_lane_is_the_run_trained_alone(name, abreast):
+def test_a_lane_is_the_run_trained_alone(name, together):
     """Equal up to the order of sums: a batched matrix product adds up in another order than a single one."""
-    result = sweeps.sweep(name, build(optimizer=name), rates(0.01, 0.03), [0, 1, 2], abreast=abreast)
+    result, _ = sweeps.sweep(name, build(optimizer=name), runs([0.01, 0.03], [0, 1, 2]), together=together)
     lane = 4
     rate, seed = result.points[result.point[lane]]["learning_rate"], int(result.seeds[lane])
     assert (rate, seed) == (0.03, 1)
@@ -63,21 +63,24 @@ def test_a_lane_is_the_run_trained_alone(name, abreast):
         np.testing.assert_allclose(result.curves["validation/loss"][lane, at], values["loss"], rtol=2e-3)
 
 
-@pytest.mark.parametrize("abreast", [1, 2, 3, 8])
-def test_lanes_do_not_depend_on_how_they_are_run(abreast):
+def test_lanes_do_not_depend_on_how_they_are_run():
     """Nor on who runs beside them; 8 devices, and 24 runs to divide."""
     points = [{"learning_rate": rate, "b1": b1} for rate in (0.01, 0.03) for b1 in (0.5, 0.8, 0.9)]
-    together = sweeps.sweep("adam", build(), points, [0, 1, 2, 3], abreast=3)
-    other = sweeps.sweep("adam", build(), points, [0, 1, 2, 3], abreast=abreast)
-    assert other.point.tolist() == np.repeat(range(6), 4).tolist() and other.seeds.tolist() == [0, 1, 2, 3] * 6
-    for name, values in together.curves.items():
-        np.testing.assert_allclose(other.curves[name], values, rtol=2e-3, atol=1e-6)
-    assert len(np.unique(other.curves["loss"][:, -1])) == 24
+    wanted = [(point, seed) for point in points for seed in range(4)]
+    results = [sweeps.sweep("adam", build(), wanted, together=how, test=True) for how in (True, False, None)]
+    assert [plan.together for _, plan in results[:2]] == [True, False]
+    one, *others = (result for result, _ in results)
+    assert one.point.tolist() == np.repeat(range(6), 4).tolist() and one.seeds.tolist() == [0, 1, 2, 3] * 6
+    assert len(np.unique(one.curves["loss"][:, -1])) == 24 and one.test["accuracy"].shape == (24,)
+    for other in others:
+        for name, values in one.curves.items():
+            np.testing.assert_allclose(other.curves[name], values, rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(other.test["loss"], one.test["loss"], rtol=2e-3)
 
 
 def test_shapes_and_axes():
     calls = []
-    result = sweeps.sweep("adam", build(), rates(0.001, 0.01), [0, 1, 2], lambda *at: calls.append(at))
+    result, _ = sweeps.sweep("adam", build(), runs([0.001, 0.01], [0, 1, 2]), report=lambda *at: calls.append(at))
     assert result.steps.tolist() == [6, 12, 18, 24] and result.epochs.tolist() == [1, 2, 3, 4]
     assert result.curves["validation/accuracy"].shape == (6, 4) and "validation/confusion" not in result.curves
     assert (np.diff(result.seconds) > 0).all() and result.compile_seconds > 0
@@ -87,27 +90,27 @@ def test_shapes_and_axes():
 
 def test_what_the_memory_does_not_bear_waits(monkeypatch):
     """Groups of the same program, the last filled up; the result is that of one group."""
-    points = rates(*np.geomspace(0.001, 0.1, 10))
-    whole = sweeps.sweep("adam", build(), points, [0, 1])
-    assert whole.plan.lanes == 24  # 20, and what is missing to a multiple of 8 devices
-    monkeypatch.setattr(lanes, "free", lambda: whole.plan.bytes - 1)
+    wanted = runs(np.geomspace(0.001, 0.1, 10).tolist(), [0, 1])
+    whole, plan = sweeps.sweep("adam", build(), wanted, together=True)
+    assert plan.lanes == 24  # 20, and what is missing to a multiple of 8 devices
+    monkeypatch.setattr(lanes, "free", lambda: plan.bytes - 1)
     calls = []
-    parts = sweeps.sweep("adam", build(), points, [0, 1], lambda *at: calls.append(at))
-    assert parts.plan.lanes in (8, 16) and parts.plan.bytes < whole.plan.bytes
-    assert calls[-1] == (24 * -(-20 // parts.plan.lanes),) * 2
+    parts, smaller = sweeps.sweep("adam", build(), wanted, together=True, report=lambda *at: calls.append(at))
+    assert smaller.lanes in (8, 16) and smaller.bytes < plan.bytes
+    assert calls[-1] == (24 * -(-20 // smaller.lanes),) * 2
     for name, values in whole.curves.items():
         np.testing.assert_allclose(parts.curves[name], values, rtol=2e-3, atol=1e-6)
 
 
 def test_a_diverged_lane_spoils_no_other():
-    together = sweeps.sweep("minibatch_sgd", build(), rates(0.1, 1e30), [0, 1], abreast=1)
-    apart = sweeps.sweep("minibatch_sgd", build(), rates(0.1, 0.1), [0, 1], abreast=1)
+    together, _ = sweeps.sweep("minibatch_sgd", build(), runs([0.1, 1e30], [0, 1]), together=False)
+    apart, _ = sweeps.sweep("minibatch_sgd", build(), runs([0.1, 0.1], [0, 1]), together=False)
     assert together.diverged.tolist() == [False, False, True, True]
     np.testing.assert_array_equal(together.curves["loss"][:2], apart.curves["loss"][:2])
 
 
 def test_all_optimizers_see_as_many_examples():
-    full = sweeps.sweep("gradient_descent", build(optimizer="gradient_descent"), rates(0.1), [0])
+    full, _ = sweeps.sweep("gradient_descent", build(optimizer="gradient_descent"), runs([0.1], [0]))
     assert full.steps.tolist() == [1, 2, 3, 4] and full.epochs.tolist() == [1, 2, 3, 4]
 
 
@@ -116,4 +119,4 @@ def test_data_that_does_not_fit():
     streamed = Records("x", [], jax.ShapeDtypeStruct((2, 2, 1), np.uint8), ("a",), ())
     experiment = experiment._replace(data=experiment.data._replace(train=streamed))
     with pytest.raises(UserError, match="does not fit on the device"):
-        sweeps.sweep("adam", experiment, rates(0.1), [0])
+        sweeps.sweep("adam", experiment, runs([0.1], [0]))

@@ -24,10 +24,10 @@ def make(accuracy, loss=None, rates=(0.1, 0.1, 1.0, 1.0)):
         seeds=np.tile([0, 1], len(rates) // 2),
         steps=steps,
         epochs=steps / 10,
-        seconds=steps / 100,
+        seconds=np.tile(steps / 100, (len(rates), 1)),
         curves={"loss": loss, "validation/loss": loss, "validation/accuracy": accuracy},
+        test={},
         compile_seconds=1.0,
-        plan=None,
     )
 
 
@@ -53,13 +53,26 @@ def test_the_point_at_which_half_the_seeds_diverge_is_not_the_best():
     assert table.best_point(SWEEP, METRIC, UP) == 0
 
 
+def test_the_first_to_reach_the_target_is_the_best():
+    """Though another ends higher; where none reaches it, the last value counts."""
+    sweep = make([[0.5, 0.85, 0.85]] * 2 + [[0.5, 0.6, 0.95]] * 2)
+    assert table.best_point(sweep, METRIC, UP) == 0
+    assert table.best_point(sweep, METRIC, UP._replace(value=0.99)) == 1
+
+
+def test_the_test_value_is_that_of_the_winners_runs():
+    sweep = make([[0.9]] * 4)._replace(test={"accuracy": np.array([0.1, 0.3, 0.5, 0.9])})
+    assert table.row(table.of_point(sweep, 1), sweep, METRIC, UP).test == pytest.approx(0.7)
+    assert math.isnan(table.row(table.of_point(SWEEP, 0), SWEEP, METRIC, UP).test)
+
+
 def test_of_equal_points_the_one_with_the_lower_loss():
     sweep = make([[0.9]] * 4, [[2.0], [1.0], [1.0], [1.5]])
     assert table.best_point(sweep, METRIC, UP) == 1
 
 
 def test_row():
-    row = table.row(SWEEP, METRIC, UP)
+    row = table.row(table.of_point(SWEEP, 0), SWEEP, METRIC, UP)
     assert (row.optimizer, row.point) == ("sgd", {"learning_rate": 0.1})
     assert row.best == pytest.approx(0.85) and row.final == pytest.approx(0.8) and row.spread == pytest.approx(0.1)
     assert row.steps_to_target == 25 and row.seconds_to_target == pytest.approx(0.25)
@@ -67,10 +80,12 @@ def test_row():
 
 
 def test_the_target_that_half_the_seeds_never_reach_is_infinitely_far():
-    row = table.row(make([[0.5, 0.6], [0.5, 0.9]], rates=(0.1, 0.1)), METRIC, UP)
+    sweep = make([[0.5, 0.6], [0.5, 0.9]], rates=(0.1, 0.1))
+    row = table.row(sweep, sweep, METRIC, UP)
     assert row.steps_to_target == math.inf and row.reached == "1 of 2"
 
 
 def test_everything_diverged():
-    row = table.row(make([[0.5, 0.6], [0.5, 0.9]], [[NAN, NAN], [1, NAN]], rates=(0.1, 0.1)), METRIC, UP)
+    sweep = make([[0.5, 0.6], [0.5, 0.9]], [[NAN, NAN], [1, NAN]], rates=(0.1, 0.1))
+    row = table.row(sweep, sweep, METRIC, UP)
     assert row.final == -math.inf and row.steps_to_target == math.inf and row.diverged == "2 of 2"
