@@ -124,6 +124,25 @@ def startup_markdown(figures: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def sweeps_markdown(figures: dict) -> str:
+    """64 runs as one sweep and as others would do them; ratios with the goals they are to reach."""
+    lines = [
+        "| 64 runs | one sweep | 64 processes | faster | inside a process | a Python loop | faster | a lane more |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, (sweep, processes, inside, loop, lane) in figures.items():
+        cells = [name, f"{sweep:.1f} s", f"{processes:.0f} s", f"{processes / sweep:.1f} x", f"{inside:.1f} s"]
+        cells += [f"{loop:.1f} s", f"{loop / inside:.1f} x", f"{lane / 2**20:.2f} MB"]
+        lines.append(markdown_row(cells))
+    for what, goal, ratio in (
+        ("64 processes", 20.0, lambda f: f.processes / f.sweep),
+        ("a Python loop", 2.0, lambda f: f.loop / f.sweep_inside),
+    ):
+        least = min(map(ratio, figures.values()))
+        lines.append(f"{'met   ' if least >= goal else 'missed'} {goal} x {what}, least: {least:.1f}")
+    return "\n".join([*lines[:-2], "", *lines[-2:]])
+
+
 def as_json(results: Results) -> dict:
     """All of it, as what JSON can hold."""
     cases = {}

@@ -101,11 +101,11 @@ def work(connection, name: str, case_name: str, seconds: float) -> None:
 
 
 @contextmanager
-def process(target: Callable, *args):
-    """A process that runs `target(connection, *args)`; gives the other end of its connection."""
+def process(target: Callable, *args, **keywords):
+    """A process that runs `target(connection, *args, **keywords)`; gives the other end of its connection."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    child = context.Process(target=target, args=(there, *args))
+    child = context.Process(target=target, args=(there, *args), kwargs=keywords)
     child.start()
     there.close()
     try:

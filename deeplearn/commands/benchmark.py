@@ -4,7 +4,7 @@
 
 Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile.
 PyTorch takes part where it is installed. The case `startup` is the time to the help and to the first step,
-compilation and memory.
+compilation and memory; the case `sweep` is 64 runs as one sweep, as 64 processes and as a Python loop.
 """
 
 import json
@@ -27,9 +27,9 @@ def show(line: str) -> None:
 
 def main() -> None:
     from deeplearn import files
-    from deeplearn.benchmark import cases, machine, report, startup, timing
+    from deeplearn.benchmark import cases, machine, report, startup, sweeps, timing
 
-    names = cases.select(CASES.value, [*cases.CASES, "startup"])
+    names = cases.select(CASES.value, [*cases.CASES, "startup", "sweep"])
     output = OUTPUT.value and Path(OUTPUT.value)
     described = {"machine": machine.describe(), "rounds": ROUNDS.value, "seconds": SECONDS.value}
     if output:
@@ -40,15 +40,18 @@ def main() -> None:
         print(f"warning: this machine is busy ({load}), which slows PyTorch more than JAX", file=sys.stderr)
     results = {}
     for name in names:
-        if name != "startup":
+        if name in cases.CASES:
             results[name] = timing.measure(name, ROUNDS.value, SECONDS.value, progress=show)
     started = startup.measure(show) if "startup" in names else {}
+    swept = {name: sweeps.measure(name, show) for name in sweeps.WORKLOADS} if "sweep" in names else {}
     show("")
     blocks = [report.machine_line(described["machine"])]
     blocks += [report.markdown(results), report.verdicts(results)] if results else []
     blocks += [report.startup_markdown(started)] if started else []
+    blocks += [report.sweeps_markdown(swept)] if swept else []
     print("\n\n".join(filter(None, blocks)))
     if output:
         content = {**described, **report.as_json(results), "startup": started}
+        content["sweep"] = {name: figures._asdict() for name, figures in swept.items()}
         with files.replacing(output) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -28,8 +28,8 @@ def test_the_table_is_printed(measured):
 
 def test_the_figures_are_written(measured):
     _, content = measured
-    assert set(content) == {"machine", "rounds", "seconds", "cases", "geometric_means", "goals", "startup"}
-    assert content["rounds"] == 1 and content["seconds"] == 0.05 and content["startup"] == {}
+    assert set(content) == {"machine", "rounds", "seconds", "cases", "geometric_means", "goals", "startup", "sweep"}
+    assert content["rounds"] == 1 and content["seconds"] == 0.05 and content["startup"] == content["sweep"] == {}
     contenders = content["cases"]["sequence_rnn"]["contenders"]
     assert list(contenders) == ["ours", "flax", "torch", "compiled"]
     for name in ("ours", "flax"):
