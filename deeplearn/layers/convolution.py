@@ -13,8 +13,9 @@ from kernels.convolution import convolution
 class Conv(nn.Module):
     """A two-dimensional convolution of images, (N, H, W, C) to (N, H', W', features).
 
-    Arguments are those of `kernels.convolution.convolution`; parameters have flax.linen.Conv's names, shapes and, unless
-    `kernel_init` is given, initial distribution: `kernel` (kh, kw, C / groups, features) and `bias` (features,), float32.
+    Arguments are those of `kernels.convolution.convolution`; parameters have flax.linen.Conv's names, shapes and
+    initial distribution (`kernel_init` replaces the kernel's): `kernel` (kh, kw, C / groups, features) and `bias`
+    (features,), float32.
 
     >>> layer = Conv(32)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)))
