@@ -149,3 +149,15 @@ def test_patches_hold_their_pixels():
     found = patches(jnp.array(x), 2)
     assert found.shape == (2, 6, 12)
     np.testing.assert_array_equal(found[1, 3], x[1, 2:4, 2:4].ravel())
+
+
+def test_the_cnn_starts_uniform():
+    """Every kernel between -1 / sqrt(n) and 1 / sqrt(n), with a third of 1 / n for its variance; biases 0."""
+    params = jit(CNN().init)(jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "bias":
+            assert not leaf.any()
+            continue
+        fan_in = np.prod(leaf.shape[:-1])
+        assert abs(leaf).max() <= fan_in**-0.5
+        np.testing.assert_allclose(leaf.var(), 1 / (3 * fan_in), rtol=0.2)
