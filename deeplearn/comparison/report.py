@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from deeplearn.comparison import table
+from deeplearn.comparison import scores, table
 from deeplearn.comparison.protocol import Result
 from deeplearn.pictures import style
 
@@ -33,8 +33,8 @@ def markdown(rows: list[table.Row], title: str, metric: str) -> str:
         " reached by half of them.",
         "",
         f"| optimizer | {what} | best {metric} | final {metric} | std | {test}steps to target | seconds to target |"
-        " reached | diverged |",
-        "|---|---|---|---|---|---|---|---|" + ("---|---|" if tested else "---|"),
+        " reached | diverged | basin |",
+        "|---|---|---|---|---|---|---|---|---|" + ("---|---|" if tested else "---|"),
     ]
     for row in rows:
         cells = (
@@ -48,8 +48,27 @@ def markdown(rows: list[table.Row], title: str, metric: str) -> str:
             number(row.seconds_to_target, 3),
             row.reached,
             row.diverged,
+            row.basin,
         )
         lines.append(f"| {' | '.join(cells)} |")
+    if any(row.basin for row in rows):
+        lines += [
+            "",
+            f"Basin: the decades of learning rate within which the last {metric} is a tenth off the best at most.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def paired(rows: list[table.Row], results: list[Result], goal, metric: str) -> str:
+    """The first optimizer of the table against each other, seed by seed, where they were run again with fresh ones."""
+    runs = {result.final.optimizer: result.final for result in results if result.final.test}
+    if rows[0].optimizer not in runs:
+        return ""
+    first, *others = (table.steps_to_target(runs[row.optimizer], metric, goal) for row in rows)
+    lines = [f"\nSteps to the target, seed by seed, {rows[0].optimizer} against each other (two-sided sign test):\n"]
+    for row, steps in zip(rows[1:], others, strict=True):
+        wins, pairs, ties, p = scores.sign_test(first, steps)
+        lines.append(f"- before {row.optimizer}: {wins} of {pairs} seeds, {ties} ties, p = {p:.2g}")
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +165,7 @@ def write(workdir, title: str, results: list[Result], goal, metric: str) -> list
         key=lambda row: (row.seconds_to_target, sign * row.final),
     )
     paths = [workdir / name for name in ("table.md", "table.csv", "curves.csv", "curves.png", "learning_rates.png")]
-    paths[0].write_text(markdown(rows, title, metric))
+    paths[0].write_text(markdown(rows, title, metric) + paired(rows, results, goal, metric))
     with open(paths[1], "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(table.Row._fields)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deeplearn.comparison import scores
 from deeplearn.comparison.sweep import Sweep
 from deeplearn.experiment import Target
 
@@ -11,7 +12,8 @@ from deeplearn.experiment import Target
 class Row(NamedTuple):
     """One optimizer at its best point; medians over seeds, infinity where a target is not reached.
 
-    `test` is NaN where the test split was not looked at; `diverged` counts the runs of the search.
+    `test` is NaN where the test split was not looked at; `diverged` counts the runs of the search; `basin` is that of
+    the learning rate, in decades, after a ">" if it may be wider, empty where other hyperparameters were searched too.
     """
 
     optimizer: str
@@ -24,6 +26,7 @@ class Row(NamedTuple):
     seconds_to_target: float
     reached: str
     diverged: str
+    basin: str
 
 
 def final(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
@@ -75,6 +78,18 @@ def of_point(sweep: Sweep, point: int) -> Sweep:
     )
 
 
+def basin(tuned: Sweep, metric: str, goal: Target) -> str:
+    """How far the learning rate may be from its best for a last value within a tenth of the best one; see Row."""
+    if any(list(point) != ["learning_rate"] for point in tuned.points) or tuned.diverged.all():
+        return ""
+    values = final(tuned, metric, goal)
+    middle = [np.median(values[tuned.point == i]) for i in range(len(tuned.points))]
+    if not np.isfinite(middle).any():
+        return ""
+    found = scores.basin([point["learning_rate"] for point in tuned.points], middle, goal.rises)
+    return f"{'>' * found.open}{found.decades:.1f}"
+
+
 def describe(point: dict[str, float]) -> str:
     """A point as people write it; of a learning rate alone, the number.
 
@@ -106,4 +121,5 @@ def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
         seconds_to_target=float(np.median(seconds)),
         reached=f"{int(np.isfinite(steps).sum())} of {len(steps)}",
         diverged=f"{int(tuned.diverged.sum())} of {len(tuned.seeds)}",
+        basin=basin(tuned, metric, goal),
     )

@@ -25,6 +25,7 @@ def test_compare(run, tmp_path):
     runs = {(row["optimizer"], row["learning_rate"], row["seed"], row["phase"]) for row in curves}
     assert len(runs) == 2 * (2 * 2 + 1) and {int(row["step"]) for row in curves} == {21, 42, 61}
     assert (tmp_path / "run" / "table.md").read_text() in out and "test/accuracy" in out
+    assert "seeds, " in out and "p = 1" in out  # one seed proves nothing
 
     status, again, err = run(
         "compare", *FIELDS, "--optimizers=adam,lion", "--learning_rates=2", "--seeds=2", "--reruns=1"

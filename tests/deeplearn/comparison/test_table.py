@@ -66,6 +66,21 @@ def test_the_test_value_is_that_of_the_winners_runs():
     assert math.isnan(table.row(table.of_point(SWEEP, 0), SWEEP, METRIC, UP).test)
 
 
+@pytest.mark.parametrize(
+    "accuracy, expected",
+    [([0.5, 1.0, 1.0, 0.5], "1.4"), ([0.95, 1.0, 0.5, 0.5], ">1.2"), ([0.5, 0.9, NAN, NAN], "0.2")],
+)
+def test_basin(accuracy, expected):
+    sweep = make([[value] for value in accuracy], [[1.0 if value == value else NAN] for value in accuracy])
+    sweep = sweep._replace(points=tuple({"learning_rate": 10.0**-i} for i in range(4)), point=np.arange(4))
+    assert table.basin(sweep, METRIC, UP) == expected
+    assert table.basin(sweep._replace(points=({"b1": 0.5},) * 4), METRIC, UP) == ""
+
+
+def test_no_basin_where_everything_diverged():
+    assert table.basin(make([[0.9]] * 4, [[NAN]] * 4), METRIC, UP) == ""
+
+
 def test_of_equal_points_the_one_with_the_lower_loss():
     sweep = make([[0.9]] * 4, [[2.0], [1.0], [1.0], [1.5]])
     assert table.best_point(sweep, METRIC, UP) == 1
