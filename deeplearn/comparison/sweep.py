@@ -178,6 +178,8 @@ def sweep(
 
     started = time.perf_counter()
     plan, run = lanes.choose(compile, step_seconds, len(point), together)
+    states = begin_all(np.resize(np.arange(len(point)), plan.lanes))
+    jax.block_until_ready(run(states, every(one.rows)(states.rng, 0), (train, 1)))  # the first call is slower
     compile_seconds = time.perf_counter() - started
     groups = [np.arange(i, min(i + plan.lanes, len(point))) for i in range(0, len(point), plan.lanes)]
 

@@ -55,6 +55,29 @@ def test_points(run, tmp_path):
     assert len(adam) == 3 and {row["b1"] for row in curves if row["optimizer"] == "minibatch_sgd"} == {""}
 
 
+def test_workloads(run, tmp_path):
+    """A directory each, and what they say together."""
+    flags = ("--optimizers=lbfgs,rprop", "--learning_rates=1", "--seeds=1", "--reruns=1")  # few steps of the whole set
+    status, out, err = run("compare", "--workloads=sequence_rnn,digits_mlp", "--workdir=run", *flags)
+    assert status == 0, err
+    assert "2 optimizers on 2 workloads" in out and "| sequence_rnn, epochs |" in out
+    for path in ("summary.md", "profiles.png", "digits_mlp/table.md", "sequence_rnn/curves.png"):
+        assert (tmp_path / "run" / path).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--workloads=digits_mlp,sequence_rn",), "unknown experiment 'sequence_rn'; did you mean sequence_rnn?"),
+        (("--workloads=digits_mlp", "--config=digits_mlp"), "give either --config=FILE or --workloads=NAME,NAME"),
+        ((), "give either --config=FILE or --workloads=NAME,NAME"),
+    ],
+)
+def test_mistakes_in_workloads(run, arguments, said):
+    status, _, err = run("compare", "--workdir=run", *arguments)
+    assert status == 2 and said in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
