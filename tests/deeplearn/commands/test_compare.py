@@ -10,6 +10,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_compare(run, tmp_path):
     """Every file, and what it says: as many runs as there are, each optimizer once."""
     status, out, err = run(
@@ -55,6 +56,7 @@ def test_points(run, tmp_path):
     assert len(adam) == 3 and {row["b1"] for row in curves if row["optimizer"] == "minibatch_sgd"} == {""}
 
 
+@pytest.mark.slow
 def test_workloads(run, tmp_path):
     """A directory each, and what they say together."""
     flags = ("--optimizers=lbfgs,rprop", "--learning_rates=1", "--seeds=1", "--reruns=1")  # few steps of the whole set
