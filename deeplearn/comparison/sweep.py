@@ -151,15 +151,17 @@ def sweep(
     def every(function, together=True):
         return jax.jit(lanes.each(function, devices, together))
 
+    every_start, every_init, every_rows = every(one.start), every(one.init), every(one.rows)
+
     def begin_all(group):
         """The states of the runs of a group, leaves (L, ...)."""
-        started = every(one.start)(jnp.asarray(seeds[group], jnp.int32), ())
+        started = every_start(jnp.asarray(seeds[group], jnp.int32), ())
         chosen = {key: jnp.asarray(x[group]) for key, x in values.items()}
-        return every(one.init)((chosen, *started), ())
+        return every_init((chosen, *started), ())
 
     def compile(count, together):
         states = jax.eval_shape(lambda: begin_all(np.zeros(count, int)))
-        rows = jax.eval_shape(every(one.rows), states.rng, 0)
+        rows = jax.eval_shape(every_rows, states.rng, 0)
         chunks = lanes.each(one.chunk, devices, together)
         run = jax.jit(lambda states, rows, shared: chunks((states, rows), shared), donate_argnums=0)
         return run.lower(states, rows, (train, 1)).compile()
@@ -167,7 +169,7 @@ def sweep(
     def step_seconds(run, count):
         """What a step of all lanes takes: of more and more steps, until they take long enough to tell."""
         states = begin_all(np.resize(np.arange(len(point)), count))
-        rows, steps, took = every(one.rows)(states.rng, 0), 1, 0.0
+        rows, steps, took = every_rows(states.rng, 0), 1, 0.0
         while True:
             started = time.perf_counter()
             states, _ = jax.block_until_ready(run(states, rows, (train, steps)))
@@ -179,8 +181,9 @@ def sweep(
     started = time.perf_counter()
     plan, run = lanes.choose(compile, step_seconds, len(point), together)
     states = begin_all(np.resize(np.arange(len(point)), plan.lanes))
-    jax.block_until_ready(run(states, every(one.rows)(states.rng, 0), (train, 1)))  # the first call is slower
+    jax.block_until_ready(run(states, every_rows(states.rng, 0), (train, 1)))  # the first call is slower
     compile_seconds = time.perf_counter() - started
+    every_evaluated, every_measure = every(one.evaluated, plan.together), every(one.measure, plan.together)
     groups = [np.arange(i, min(i + plan.lanes, len(point))) for i in range(0, len(point), plan.lanes)]
 
     def train_group(number, group):
@@ -188,27 +191,24 @@ def sweep(
 
         What is missing to a whole group is trained twice.
         """
-        count = plan.lanes
-        states = begin_all(np.resize(group, count))
-        rows_at, each_evaluated = every(one.rows), every(one.evaluated, plan.together)
-        each_measure = every(one.measure, plan.together)
+        states = begin_all(np.resize(group, plan.lanes))
         refresh = evaluation.needs_refresh(experiment.optimizer, jax.tree.map(lambda x: x[0], states))
         done, elapsed, lines = 0, 0.0, []
         while done < experiment.steps:
             steps = min(experiment.eval_every, experiment.steps - done)
             started = time.perf_counter()
-            states, trained = jax.block_until_ready(run(states, rows_at(states.rng, done), (train, steps)))
+            states, trained = jax.block_until_ready(run(states, every_rows(states.rng, done), (train, steps)))
             elapsed += time.perf_counter() - started
             done += steps
-            rows = rows_at(states.rng, done) if refresh else None
-            evaluated = each_evaluated((states, rows), train if refresh else None)
-            found = each_measure((*evaluated, states.rng), evaluated_on[0])
+            rows = every_rows(states.rng, done) if refresh else None
+            evaluated = every_evaluated((states, rows), train if refresh else None)
+            found = every_measure((*evaluated, states.rng), evaluated_on[0])
             found = {f"validation/{key}": x for key, x in found.items()}
             lines.append((done, elapsed, jax.device_get({**trained, **found})))
             report(number * experiment.steps + done, len(groups) * experiment.steps)
         steps, seconds, curves = zip(*lines, strict=True)
         curves = {key: np.stack([line[key] for line in curves], axis=1)[: len(group)] for key in curves[0]}
-        found = jax.device_get(each_measure((*evaluated, states.rng), evaluated_on[1])) if test else {}
+        found = jax.device_get(every_measure((*evaluated, states.rng), evaluated_on[1])) if test else {}
         found = {key: x[: len(group)] for key, x in found.items()}
         return np.array(steps), np.tile(seconds, (len(group), 1)) / len(group), curves, found
 
