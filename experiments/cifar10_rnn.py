@@ -3,7 +3,10 @@
 Source: Hochreiter and Schmidhuber 1997 (lstm); Cho et al. 2014 (gru); Elman 1990 (rnn). --config.cell chooses.
 Data: see _cifar10.py, the recipe that the three CIFAR-10 experiments share.
 Command: python -m deeplearn train --config=experiments/cifar10_rnn.py --workdir=runs/cifar10_rnn
-Measured: not yet.
+Measured, on the first 1,000 test images, the best epoch of ten by validation, mean and standard deviation of seeds 0
+to 2: lstm 53.4 +- 1.1 %, gru 56.9 +- 0.2 %, rnn 30.0 +- 1.4 %; a minute of training on two CPU cores (rnn: 20 s). By
+class, gru, seed 0: airplane 63, automobile 69, bird 45, cat 33, deer 33, dog 43, frog 72, horse 70, ship 75, truck
+59 %.
 """
 
 from deeplearn.config import compute_dtype
