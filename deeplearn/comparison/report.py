@@ -65,10 +65,10 @@ def paired(rows: list[table.Row], results: list[Result], goal, metric: str) -> s
     if rows[0].optimizer not in runs:
         return ""
     first, *others = (table.steps_to_target(runs[row.optimizer], metric, goal) for row in rows)
-    lines = [f"\nSteps to the target, seed by seed, {rows[0].optimizer} against each other (two-sided sign test):\n"]
+    lines = [f"\nHow often {rows[0].optimizer} reaches the target in fewer steps than another (two-sided sign test):\n"]
     for row, steps in zip(rows[1:], others, strict=True):
         wins, pairs, ties, p = scores.sign_test(first, steps)
-        lines.append(f"- before {row.optimizer}: {wins} of {pairs} seeds, {ties} ties, p = {p:.2g}")
+        lines.append(f"- {row.optimizer}: {wins} of {pairs} seeds, {ties} ties, p = {p:.2g}")
     return "\n".join(lines) + "\n"
 
 
