@@ -5,6 +5,7 @@ It holds the arrays, by their path in the state, in `state/`, and `record/record
 caller's metadata, and the shape, dtype and fingerprint of every array.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import gc
@@ -16,7 +17,6 @@ import pathlib
 import re
 import shutil
 import sys
-import threading
 import time
 import warnings
 import zlib
@@ -100,7 +100,7 @@ def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Mana
         raise UserError(f"cannot make {directory}: {error.strerror}; choose another --workdir") from error
     # A thread of Orbax's that fails logs its traceback, several times; `_writing` says the same in one line.
     logging.get_absl_logger().addFilter(_not_from_an_orbax_thread)
-    sys.excepthook = _not_of_a_closed_loop
+    asyncio.set_event_loop_policy(_Policy())
     # Measured on 1 MB in 60 arrays: OCDBT writes 15 files, plain Zarr 125; compression takes 7 % off.
     handler = ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
@@ -344,13 +344,22 @@ def _not_from_an_orbax_thread(record: python_logging.LogRecord) -> bool:
     return record.levelno < python_logging.ERROR or os.path.join("", "orbax", "") not in record.pathname
 
 
-_excepthook = sys.excepthook
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that lets late news go: of a checkpoint's writes, those that fail after the first one, of which
+    `_writing` tells, find it closed, or nobody who asks for them.
+    """
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        if not self.is_closed():
+            return super().call_soon_threadsafe(callback, *args, context=context)
+
+    def call_exception_handler(self, context):
+        if "never retrieved" not in context["message"]:
+            super().call_exception_handler(context)
 
 
-def _not_of_a_closed_loop(kind: type, error: BaseException, trace: Any) -> None:
-    """The other writes of a checkpoint of which one failed report to Orbax's event loop, which is closed by then."""
-    if threading.current_thread() is threading.main_thread() or str(error) != "Event loop is closed":
-        _excepthook(kind, error, trace)
+class _Policy(asyncio.DefaultEventLoopPolicy):
+    _loop_factory = _Loop
 
 
 @contextlib.contextmanager
