@@ -132,7 +132,8 @@ def measure(name: str, progress: Callable[[str], None] = lambda line: None, **fi
                 timing.process(alone, name, directory / "alone", seed, **fields) as first,
                 timing.process(alone, name, directory / "alone", seed + 1, **fields) as second,
             ):
-                timing.receive(first, "alone"), timing.receive(second, "alone")
+                timing.receive(first, "alone")
+                timing.receive(second, "alone")
         processes = (time.perf_counter() - start) / MEASURED * runs
         progress(f"{name}: a Python loop")
         with timing.process(loop, name, directory / "loop", **fields) as connection:

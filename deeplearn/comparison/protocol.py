@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deeplearn.comparison import store, table
+from deeplearn.comparison.lanes import Plan
 from deeplearn.comparison.sweep import Sweep, sweep
 from deeplearn.experiment import Experiment, Target
 from deeplearn.training.loop import monitored
 
-FRESH = 10_000  # the first seed of the reruns: more tuning seeds never reach it
+FRESH = 10_000  # from the first tuning seed to the first of the reruns: more tuning seeds do not reach it
 
 
 class Result(NamedTuple):
@@ -27,12 +28,12 @@ class Result(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What was trained in this call, and how it went; all 0 where every run was there already."""
+    """What one sweep of this call trained, and how it went."""
 
-    runs: int = 0
-    seconds: float = 0.0
-    compile_seconds: float = 0.0
-    plan: object = None
+    runs: int
+    seconds: float
+    compile_seconds: float
+    plan: Plan
 
 
 def goal_of(experiment: Experiment) -> tuple[Target, str]:
@@ -60,6 +61,9 @@ def run(
       points, seeds: to be tuned over, each with each.
       reruns: how many fresh seeds the winner has; 0: none, and the test split stays unseen.
       progress, together: see deeplearn.comparison.sweep.
+
+    Returns:
+      The Result, and the Work of each sweep: none where every run was there already.
     """
     goal, metric = goal_of(experiment)
     works = []
@@ -77,5 +81,9 @@ def run(
     tuned = finish("tune", [(point, seed) for point in points for seed in seeds])
     best = table.best_point(tuned, metric, goal)
     winner = tuned.points[best]
-    final = finish("final", [(winner, FRESH + i) for i in range(reruns)]) if reruns else table.of_point(tuned, best)
+    final = (
+        finish("final", [(winner, seeds[0] + FRESH + i) for i in range(reruns)])
+        if reruns
+        else table.of_point(tuned, best)
+    )
     return Result(tuned, winner, final), works

@@ -1,7 +1,7 @@
 """All runs of one optimizer as one compiled program."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -64,12 +64,12 @@ class Programs(NamedTuple):
       measure: `((params, model_state, rng), validation) -> {name: value}`.
     """
 
-    start: object
-    init: object
-    rows: object
-    chunk: object
-    evaluated: object
-    measure: object
+    start: Callable
+    init: Callable
+    rows: Callable
+    chunk: Callable
+    evaluated: Callable
+    measure: Callable
 
 
 def programs(experiment: Experiment) -> Programs:

@@ -2,39 +2,8 @@
 
 import json
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-
-from deeplearn.data.builders import LabelledImages
-
-CLASSES = ("a", "b", "c")
-
-
-def prepare(directory, shape=(28, 28, 1), size=64):
-    """A TFDS directory with the data set "tiny": random images of three classes."""
-
-    class Tiny(LabelledImages, skip_registration=True):
-        """A tiny data set."""
-
-        VERSION = tfds.core.Version("1.0.0")
-        IMAGE_SHAPE = shape
-        HOMEPAGE = "https://example.org"
-
-        def _read(self, dl_manager):
-            random = np.random.RandomState(0)
-            images = random.randint(0, 256, (size, *shape)).astype(np.uint8)
-            labels = random.randint(0, 3, size)
-            labels[:3] = range(3)
-            return {"train": (images, labels), "test": (images, labels)}
-
-    Tiny.CLASSES = CLASSES
-    Tiny.name = "tiny"
-    builder = Tiny(data_dir=directory, file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_dir)
 
 
 def fails(result, said):
@@ -68,23 +37,23 @@ def two_classes(directory):
     ],
     ids=["another shape", "an empty split", "labels out of range", "no data directory"],
 )
-def test_data_that_does_not_fit(run, tmp_path, experiment, spoil, said):
-    spoil(prepare(tmp_path / "data"))
+def test_data_that_does_not_fit(run, prepare, data_dir, experiment, spoil, said):
+    spoil(prepare(shape=(28, 28, 1), train=64, test=64))
     command = ("train", f"--config={experiment}", "--workdir=run", "--config.dataset=tiny", "--config.batch_size=8")
-    fails(run(*command, TFDS_DATA_DIR=str(tmp_path / "data")), said)
+    fails(run(*command, TFDS_DATA_DIR=str(data_dir)), said)
 
 
-def test_a_run_goes_on_when_its_data_is_back(run, tmp_path):
-    directory = prepare(tmp_path / "data").parents[1]
+def test_a_run_goes_on_when_its_data_is_back(run, prepare, data_dir, tmp_path):
+    prepare(shape=(28, 28, 1), train=64, test=64)
     command = ("train", "--config=mnist_cnn", "--workdir=run", "--config.dataset=tiny", "--config.batch_size=8")
-    environment = {"TFDS_DATA_DIR": str(directory)}
+    environment = {"TFDS_DATA_DIR": str(data_dir)}
     status, _, err = run(*command, "--config.steps=10", **environment)
     assert status == 0, err
     kept = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
-    directory.rename(tmp_path / "elsewhere")
+    data_dir.rename(tmp_path / "elsewhere")
     fails(run(*command, "--config.steps=10", **environment), "does not exist")
     assert sorted((tmp_path / "run" / "checkpoints").rglob("*")) == kept
-    (tmp_path / "elsewhere").rename(directory)
+    (tmp_path / "elsewhere").rename(data_dir)
     status, out, err = run("evaluate", "--workdir=run", **environment)
     assert status == 0 and "64 examples" in out, err
 

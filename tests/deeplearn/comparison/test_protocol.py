@@ -54,6 +54,11 @@ def test_the_winner_runs_again_with_fresh_seeds_and_alone_sees_the_test_split(tm
     assert [work.runs for work in works] == [6, 3] and all(work.seconds > 0 for work in works)
 
 
+def test_fresh_seeds_are_counted_from_the_first_of_tuning(tmp_path, trained):
+    run(tmp_path, seeds=(10_000, 10_001), reruns=2)
+    assert [seed for _, seed in trained[1][0]] == [20_000, 20_001]
+
+
 def test_nothing_is_trained_twice(tmp_path, trained):
     first, _ = run(tmp_path)
     again, works = run(tmp_path)
