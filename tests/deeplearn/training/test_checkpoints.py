@@ -1,3 +1,4 @@
+import asyncio
 import functools
 import logging
 import os
@@ -370,6 +371,18 @@ def test_a_full_disk(tmp_path, capfd):
         assert checkpoints.restore_latest(manager, big).step == 1
         assert checkpoints.save(manager, 2, big, {})
         assert checkpoints.restore_latest(manager, big).step == 2
+
+
+def test_late_news_of_other_failed_writes_is_let_go(tmp_path, caplog):
+    """The event loops that Orbax gets: closed, or never asked for a result, they neither raise nor log."""
+    with checkpoints.open(tmp_path):
+        loop = asyncio.new_event_loop()
+        loop.call_exception_handler({"message": "Future exception was never retrieved"})
+        assert not caplog.records
+        loop.call_exception_handler({"message": "something else"})
+        assert len(caplog.records) == 1
+        loop.close()
+        loop.call_soon_threadsafe(pytest.fail)
 
 
 def test_a_directory_that_vanishes_is_made_again(tmp_path):
