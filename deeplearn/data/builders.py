@@ -1,4 +1,4 @@
-"""TFDS builders that need no TensorFlow: digits (embedded), MNIST, Fashion-MNIST and CIFAR-10.
+"""TFDS builders that need no TensorFlow: digits (embedded), MNIST, Fashion-MNIST, CIFAR-10, tiny Shakespeare.
 
 They write what TFDS's own builders of these names and versions write, as ArrayRecord. Images are handed to
 TFDS as PNG bytes, and files are unpacked here, because TFDS would ask TensorFlow for both.
@@ -156,7 +156,36 @@ class Cifar10(LabelledImages, skip_registration=True):
         return read_cifar10(fetch(dl_manager, [file], self.MIRRORS)[file])
 
 
-BUILDERS = {builder.name: builder for builder in (Digits, Mnist, FashionMnist, Cifar10)}
+class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """40,000 lines of Shakespeare's plays (Karpathy, 2015), a text a split: 90, 5 and 5 % of the characters."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: input.txt."
+    FILE = "input.txt"
+    MIRRORS = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=inspect.cleandoc(self.__doc__),
+            homepage="https://github.com/karpathy/char-rnn",
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+        )
+
+    def _read(self, dl_manager) -> dict[str, str]:
+        text = Path(fetch(dl_manager, [self.FILE], self.MIRRORS)[self.FILE]).read_text(encoding="utf-8")
+        train = int(0.9 * len(text))
+        validation = train + (len(text) - train) // 2
+        return {"train": text[:train], "validation": text[train:validation], "test": text[validation:]}
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, text) for split, text in self._read(dl_manager).items()}
+
+    def _generate_examples(self, split, text):
+        yield split, {"text": text}
+
+
+BUILDERS = {builder.name: builder for builder in (Digits, Mnist, FashionMnist, Cifar10, TinyShakespeare)}
 
 
 def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:

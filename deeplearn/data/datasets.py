@@ -15,7 +15,8 @@ from deeplearn.data.sources import Arrays, Records, Source, Subset
 from deeplearn.data.splits import Data, check, hold_out
 from deeplearn.errors import UserError, unknown
 
-BUILT = ("digits", "mnist", "fashion_mnist", "cifar10")  # builders.BUILDERS, named without importing TFDS
+# builders.BUILDERS, named without importing TFDS
+BUILT = ("digits", "mnist", "fashion_mnist", "cifar10", "tiny_shakespeare")
 IN_MEMORY = 2 * 2**30  # bytes, decoded
 
 _CACHE_FORMAT = 1
@@ -54,11 +55,9 @@ def load(
     >>> len(data.train), len(data.validation), len(data.test), data.spec["image"].shape
     (1293, 144, 360, (8, 8, 1))
     """
-    folder = _prepared(name, data_dir, manual_dir)
+    folder = prepared(name, data_dir, manual_dir)
     opened = functools.cache(lambda: _open(name, folder))
-    identity = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:12]
-    file = f"{name.replace('/', '-')}-{folder.name}-{identity}-arrays{_CACHE_FORMAT}.npz"
-    caches = (folder, user_cache())
+    file, caches = kept_in(name, folder, f"arrays{_CACHE_FORMAT}")
     if any((cache / file).exists() for cache in caches) or _decoded_bytes(opened()) <= IN_MEMORY:
         arrays = cached(file, caches, lambda: _decode(opened()))
         classes = tuple(arrays["classes"].tolist())
@@ -76,8 +75,11 @@ def _part(source: Source, rows: np.ndarray) -> Source:
     return Arrays(source.__getitems__(rows)) if isinstance(source, Arrays) else Subset(source, rows)
 
 
-def _prepared(name: str, data_dir, manual_dir) -> Path:
-    """The directory of the newest version that is prepared; it is prepared first if it is ours to build."""
+def prepared(name: str, data_dir, manual_dir) -> Path:
+    """The directory of the newest version that is prepared; it is prepared first if it is ours to build.
+
+    Raises UserError for a name that is unknown, and for data that cannot be had.
+    """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     own = user_cache() / "tfds"
     for place in (root, own):
@@ -98,15 +100,40 @@ def _prepared(name: str, data_dir, manual_dir) -> Path:
     raise unknown("data set", name, there.union(BUILT))
 
 
+def kept_in(name: str, folder: Path, what: str) -> tuple[str, tuple[Path, Path]]:
+    """The file that keeps what was decoded of a prepared directory, and the folders that may hold it; see `cached`."""
+    identity = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:12]
+    return f"{name.replace('/', '-')}-{folder.name}-{identity}-{what}.npz", (folder, user_cache())
+
+
+def open_builder(name: str, folder: Path):
+    """The TFDS builder of a prepared directory; UserError if its descriptions are damaged."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # whatever TFDS makes of damaged descriptions
+        remedy = "delete that directory and prepare the data set again"
+        raise UserError(f"{name}: cannot read {folder} ({type(error).__name__}); {remedy}") from error
+
+
+def open_split(name: str, builder, split: str):
+    """The `tfds.data_source` of a split; UserError if it is empty, or in a format without random access."""
+    info, folder = builder.info, builder.data_dir
+    if split not in info.splits or info.splits[split].num_examples == 0:
+        raise UserError(f"{name}: the {split} split in {folder} is empty; prepare the data set again")
+    try:
+        return builder.as_data_source(split)
+    except NotImplementedError as error:
+        remedy = 'prepare it again with file_format="array_record"'
+        raise UserError(f"{name}: {folder} is in the format {info.file_format.value}; {remedy}") from error
+
+
 def _open(name: str, folder: Path) -> dict[str, Records]:
     """The data set's train and test split as records."""
     import tensorflow_datasets as tfds
 
-    try:
-        info = (builder := tfds.builder_from_directory(folder)).info
-    except Exception as error:  # whatever TFDS makes of damaged descriptions
-        remedy = "delete that directory and prepare the data set again"
-        raise UserError(f"{name}: cannot read {folder} ({type(error).__name__}); {remedy}") from error
+    info = (builder := open_builder(name, folder)).info
     features = dict(info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -115,14 +142,7 @@ def _open(name: str, folder: Path) -> dict[str, Records]:
         raise UserError(f"{name}: its images differ in size; prepare them in one size")
 
     def records(split: str) -> Records:
-        if split not in info.splits or info.splits[split].num_examples == 0:
-            raise UserError(f"{name}: the {split} split in {folder} is empty; prepare the data set again")
-        try:
-            source = builder.as_data_source(split)
-        except NotImplementedError as error:
-            file_format = info.file_format.value
-            remedy = 'prepare it again with file_format="array_record"'
-            raise UserError(f"{name}: {folder} is in the format {file_format}; {remedy}") from error
+        source = open_split(name, builder, split)
         files = [(file.filename, file.take) for file in info.splits[split].file_instructions]
         spec = jax.ShapeDtypeStruct(image.shape, image.np_dtype)
         return Records(f"{name} {split}", source, spec, tuple(label.names), files)

@@ -1,5 +1,6 @@
-"""Recurrent networks that read a sequence and then answer (Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al.
-2014); an image is read row by row (Le, Jaitly and Hinton 2015, section 4.2, reads it pixel by pixel).
+"""Recurrent networks (Elman 1990; Hochreiter and Schmidhuber 1997; Cho et al. 2014) that read a sequence and then
+answer, or answer at every step: an image is read row by row (Le, Jaitly and Hinton 2015, section 4.2, reads it pixel by
+pixel), a text token by token (Graves 2013, Generating sequences with recurrent neural networks, section 2).
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplearn.layers import remat
+from deeplearn.layers.dense import Dense
 from deeplearn.layers.recurrent import Recurrent
 
 
@@ -52,3 +54,32 @@ class SequenceRNN(nn.Module):
         for i in range(self.layers):
             x = block(self.features, self.cell, self.dropout, self.dtype, name=f"block_{i}")(x, train)
         return nn.Dense(self.outputs, dtype=self.dtype, name="head")(x[:, -1]).astype(jnp.float32)
+
+
+class LanguageRNN(nn.Module):
+    """Tokens (B, T), integers, to float32 logits of the token that follows each, (B, T, vocabulary).
+
+    An embedding, `layers` recurrent layers from the state zero, and a dense layer. `cell` is rnn, lstm or gru;
+    UserError for another.
+
+    >>> init = LanguageRNN(vocabulary=65).init_with_output
+    >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 64), jnp.int32))
+    >>> logits.shape
+    (5, 64, 65)
+    """
+
+    vocabulary: int
+    features: int = 128
+    cell: str = "lstm"
+    layers: int = 1
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, name="embedding")(tokens)  # (B, T, features)
+        block = remat.block(Block, self.remat)
+        for i in range(self.layers):
+            x = block(self.features, self.cell, self.dropout, self.dtype, name=f"block_{i}")(x, train)
+        return Dense(self.vocabulary, dtype=self.dtype, name="head")(x).astype(jnp.float32)

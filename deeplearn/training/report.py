@@ -20,7 +20,10 @@ def before(workdir: Path, experiment) -> None:
     data = experiment.data
     batch = data.train.__getitems__(range(min(36, len(data.train))))
     if experiment.model is not None:
-        example = np.zeros((1, *batch[next(iter(batch))].shape[1:]), np.float32)
+        if "tokens" in batch:
+            example = np.zeros_like(batch["tokens"][:1, :-1], np.int32)
+        else:
+            example = np.zeros((1, *batch[next(iter(batch))].shape[1:]), np.float32)
         pictures.parameter_table(workdir / "parameters.txt", experiment.model, example)
         pictures.network(workdir / "network.png", experiment.model, example)
     if data.classes:

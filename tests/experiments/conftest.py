@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deeplearn.data import datasets
+from deeplearn.data import datasets, text
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
 from deeplearn.experiment import HOME
@@ -21,6 +21,16 @@ def random_images(name, **_):
     return Data(name, split(64, 0), split(20, 1), split(20, 2), tuple("0123456789"))
 
 
+def random_text(name, *, length, **_):
+    def split(size, seed):
+        tokens = np.random.RandomState(seed).randint(0, 65, size * length + 1)
+        return Arrays({"tokens": text.windows(tokens.astype(np.uint8), length)})
+
+    return Data(name, split(64, 0), split(20, 1), split(20, 2))
+
+
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
     monkeypatch.setattr(datasets, "load", random_images)
+    monkeypatch.setattr(text, "load", random_text)
+    monkeypatch.setattr(text, "vocabulary", lambda name: "".join(map(chr, range(65))))

@@ -16,7 +16,7 @@ import sklearn.datasets
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo, load_url_infos
 
-from deeplearn.data import builders, datasets
+from deeplearn.data import builders, datasets, text
 from deeplearn.data.splits import SPLITS
 from deeplearn.errors import UserError
 
@@ -184,6 +184,33 @@ def test_cifar10_archives(tmp_path, file):
         np.testing.assert_array_equal(got[split][1], labels)
 
 
+# tiny Shakespeare
+
+PLAY = "".join(RANDOM.choice(list("abc \n"), 203)) + "\u00f4"  # 90 % of 204 is no whole number
+
+
+def test_tiny_shakespeare(data_dir, register):
+    """Split as TFDS splits it: 90 % of the characters, half of the rest, what is left."""
+    files = {"input.txt": PLAY.encode()}
+    register(builders.TinyShakespeare, files)
+    write(data_dir / "tiny_shakespeare", files)
+    folder = builders.prepare("tiny_shakespeare", data_dir)
+    assert folder == data_dir / "tiny_shakespeare" / "1.0.0"
+    opened = tfds.builder_from_directory(folder)
+    found = {split: opened.as_data_source(split)[0]["text"].decode() for split in SPLITS}
+    assert {split: len(part) for split, part in found.items()} == {"train": 183, "validation": 10, "test": 11}
+    assert "".join(found[split] for split in SPLITS) == PLAY
+
+
+def test_tiny_shakespeare_that_cannot_be_had(data_dir, register):
+    register(builders.TinyShakespeare, {"input.txt": b""})
+    with pytest.raises(UserError) as raised:
+        text.load("tiny_shakespeare", length=5, data_dir=data_dir)
+    message = str(raised.value)
+    assert message.startswith("tiny_shakespeare: cannot download input.txt") and "\n" not in message
+    assert f"put the files into {data_dir / 'tiny_shakespeare'} and start again" in message
+
+
 # preparing
 
 
@@ -287,6 +314,7 @@ def test_every_address_has_a_checksum():
         "mnist": mnist_files(),
         "fashion_mnist": mnist_files(),
         "cifar10": CIFAR_FILES,
+        "tiny_shakespeare": ["input.txt"],
     }
     for name, names in files.items():
         builder = builders.BUILDERS[name]
@@ -296,10 +324,18 @@ def test_every_address_has_a_checksum():
             assert len({builder.url_infos[mirror + file].checksum for mirror in builder.MIRRORS}) == 1
 
 
-@pytest.mark.parametrize("name, files", [("mnist", 4), ("fashion_mnist", 4), ("cifar10", 1)])
-def test_checksums_are_tfds_s_own(name, files):
+@pytest.mark.parametrize(
+    "name, files, table",
+    [
+        ("mnist", 4, "url_checksums/mnist.txt"),
+        ("fashion_mnist", 4, "url_checksums/fashion_mnist.txt"),
+        ("cifar10", 1, "url_checksums/cifar10.txt"),
+        ("tiny_shakespeare", 1, "datasets/tiny_shakespeare/checksums.tsv"),
+    ],
+)
+def test_checksums_are_tfds_s_own(name, files, table):
     """Those that TFDS registers for the same addresses."""
-    theirs = load_url_infos(tfds.core.utils.tfds_path() / "url_checksums" / f"{name}.txt")
+    theirs = load_url_infos(tfds.core.utils.tfds_path() / table)
     ours = builders.BUILDERS[name].url_infos
     common = theirs.keys() & ours.keys()
     assert len(common) == files and all(theirs[url] == ours[url] for url in common)

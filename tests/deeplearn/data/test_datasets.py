@@ -159,7 +159,7 @@ def test_images_of_another_shape_than_expected(prepared, data_dir):
     [
         ("mnits", "unknown data set 'mnits'; did you mean mnist"),
         ("tinny", "unknown data set 'tinny'; did you mean tiny?"),
-        ("xyzzy", "unknown data set 'xyzzy'; there are: cifar10, digits, fashion_mnist, mnist, tiny"),
+        ("xyzzy", "unknown data set 'xyzzy'; there are: cifar10, digits, fashion_mnist, mnist, tiny, tiny_shakespeare"),
     ],
 )
 def test_unknown_names(prepared, data_dir, name, message):
@@ -177,7 +177,7 @@ def test_a_data_directory_that_is_gone(tmp_path):
 COLD = """
 import sys
 import jax
-from deeplearn.data import augment, datasets, order, sources, splits, synthetic
+from deeplearn.data import augment, datasets, order, sources, splits, synthetic, text
 assert not {"tensorflow_datasets", "grain", "sklearn", "PIL"} & sys.modules.keys()
 assert len(datasets.load("digits", data_dir=sys.argv[1]).test) == 360
 for cache in datasets.Path(sys.argv[1]).rglob("*.npz"):
@@ -220,7 +220,7 @@ MNIST_TEST_LABELS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 def test_the_real_ones(name, train, test, labels):
     if not os.path.isdir(os.path.join(DATA, name)):
         pytest.skip(f"{name} is not in TFDS_DATA_DIR")
-    opened = datasets._open(name, datasets._prepared(name, DATA, None))
+    opened = datasets._open(name, datasets.prepared(name, DATA, None))
     assert len(opened["train"]) == train and len(opened["test"]) in test
     counts = np.zeros(10, int)
     for start in range(0, len(opened["test"]), 1000):

@@ -11,27 +11,35 @@ from deeplearn.errors import UserError
 from deeplearn.models.cnn import CNN
 from deeplearn.models.mlp import MLP
 from deeplearn.models.resnet import ResNet
-from deeplearn.models.rnn import SequenceRNN
+from deeplearn.models.rnn import LanguageRNN, SequenceRNN
 from deeplearn.models.transformer import VisionTransformer, patches
 
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
-MODELS = {  # small ones, and the shape of an example
+MODELS = {  # small ones, and the shape of an example; of one axis: that many tokens, each with an output
     "mlp": (MLP((16,), dropout=0.5), (4, 4, 1)),
     "cnn": (CNN((4,), hidden=8, dropout=0.5), (4, 4, 1)),
     "cnn with batch norm": (CNN((4,), hidden=8, dropout=0.5, batch_norm=True), (4, 4, 1)),
     "rnn": (SequenceRNN(8, "rnn", outputs=10, layers=2, dropout=0.5), (5, 3)),
     "lstm": (SequenceRNN(8, "lstm", outputs=10, dropout=0.5), (4, 4, 1)),
     "gru": (SequenceRNN(8, "gru", outputs=10, dropout=0.5), (5, 3)),
+    "language": (LanguageRNN(10, 8, layers=2, dropout=0.5), (6,)),
     "transformer": (VisionTransformer(4, width=16, depth=2, heads=2, dropout=0.5), (8, 8, 3)),
     "resnet": (ResNet(depth=8, width=4), (8, 8, 3)),
 }
 DROPOUT = [name for name, (model, _) in MODELS.items() if hasattr(model, "dropout")]
 
 
+def examples(shape):
+    """Three of them."""
+    if len(shape) == 1:
+        return jax.random.randint(jax.random.key(1), (3, *shape), 0, 10)
+    return jax.random.normal(jax.random.key(1), (3, *shape))
+
+
 def setup(name, **fields):
     model, shape = MODELS[name]
-    model, x = model.clone(**fields), jax.random.normal(jax.random.key(1), (3, *shape))
+    model, x = model.clone(**fields), examples(shape)
     variables = dict(jit(model.init)(jax.random.key(0), x))
     return model, variables.pop("params"), variables, x
 
@@ -46,16 +54,17 @@ def train(model, params, state, x, seed=0):
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_and_dtypes(name, dtype):
     model, shape = MODELS[name]
-    model, x = model.clone(dtype=dtype), jnp.ones((3, *shape))
+    model, x = model.clone(dtype=dtype), examples(shape)
+    expected = (3, *(shape if len(shape) == 1 else ()), 10)
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     params = variables.pop("params")
     assert list(variables) == (["batch_stats"] if name in ("cnn with batch norm", "resnet") else [])
     outputs, state = jax.eval_shape(partial(train, model), params, variables, x)
-    assert outputs.shape == (3, 10) and outputs.dtype == jnp.float32
+    assert outputs.shape == expected and outputs.dtype == jnp.float32
     assert jax.tree.map(jnp.shape, dict(state)) == jax.tree.map(jnp.shape, variables)
     outputs = jax.eval_shape(model.apply, {"params": params, **variables}, x)
-    assert outputs.shape == (3, 10) and outputs.dtype == jnp.float32
+    assert outputs.shape == expected and outputs.dtype == jnp.float32
     if dtype == "bfloat16":
         assert "bf16" in str(jax.make_jaxpr(model.apply)({"params": params, **variables}, x))
 
@@ -66,6 +75,7 @@ SIZES = {
     "rnn": (SequenceRNN(32, "rnn", outputs=1), (10, 1), (1 + 32 + 1) * 32 + 33),
     "lstm": (SequenceRNN(256, "lstm", outputs=1), (128, 256), 4 * (256 + 256 + 1) * 256 + 257),
     "gru": (SequenceRNN(16, "gru", outputs=1), (10, 4), 3 * (4 + 16 + 1) * 16 + 16 + 17),
+    "language": (LanguageRNN(65), (64,), 65 * 128 + 4 * (128 + 128 + 1) * 128 + 129 * 65),
     "transformer": (
         VisionTransformer(),
         (32, 32, 3),
@@ -78,7 +88,7 @@ SIZES = {
 
 @pytest.mark.parametrize("model, shape, size", SIZES.values(), ids=SIZES)
 def test_parameter_counts(model, shape, size):
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, *shape)))["params"]
+    params = jax.eval_shape(model.init, jax.random.key(0), examples(shape))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
 
 
@@ -128,6 +138,14 @@ def test_vmap_over_parameters_is_a_loop(name):
             found,
             expected,
         )
+
+
+def test_a_language_model_does_not_look_ahead():
+    model, params, _, tokens = setup("language")
+    run = jit(partial(model.apply, {"params": params}))
+    before, after = run(tokens), run(tokens.at[:, 3].add(1))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (before[:, 3:] != after[:, 3:]).any(axis=(0, 2)).all()  # and forgets nothing
 
 
 MISTAKES = {

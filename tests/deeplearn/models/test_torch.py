@@ -7,6 +7,7 @@ import pytest
 
 from deeplearn.models.cnn import CNN
 from deeplearn.models.resnet import ResNet
+from deeplearn.models.rnn import LanguageRNN
 from deeplearn.models.transformer import VisionTransformer
 
 torch = pytest.importorskip("torch")
@@ -159,3 +160,48 @@ def _initial(shapes):
     return jax.tree.map_with_path(
         lambda path, leaf: (jnp.ones if path[-1].key == "var" else jnp.zeros)(leaf.shape), shapes
     )
+
+
+class TorchLanguage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 8), nn.Linear(8, 10)
+        self.lstm = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+
+    def forward(self, tokens):
+        return self.head(self.lstm(self.embedding(tokens))[0])
+
+    def tree(self, read):
+        """Its parameters in our layout, with `read` of each; two biases there add up to one here."""
+        layers = (
+            [read(getattr(self.lstm, f"{name}_l{i}")) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            for i in range(2)
+        )
+        blocks = {
+            f"block_{i}": {"Recurrent_0": {"input_kernel": w.T, "recurrent_kernel": u.T, "bias": (b, b_too)}}
+            for i, (w, u, b, b_too) in enumerate(layers)
+        }
+        head = {"kernel": read(self.head.weight).T, "bias": read(self.head.bias)}
+        return {"embedding": {"embedding": read(self.embedding.weight)}, **blocks, "head": head}
+
+
+def test_the_language_model_is_pytorchs():
+    torch.manual_seed(0)
+    peer, model = TorchLanguage(), LanguageRNN(10, 8, layers=2)
+    tokens = np.random.default_rng(0).integers(0, 10, (4, 7))
+    is_pair = lambda x: isinstance(x, tuple)  # noqa: E731
+    values = peer.tree(lambda tensor: tensor.detach().numpy())
+    params = jax.tree.map(lambda x: jnp.array(sum(x) if is_pair(x) else x), values, is_leaf=is_pair)
+
+    def loss(params):
+        logits = model.apply({"params": params}, jnp.array(tokens[:, :-1], jnp.int32), train=True)
+        targets = jnp.array(tokens[:, 1:, None], jnp.int32)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets, axis=-1).mean(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    expected = peer(torch.tensor(tokens[:, :-1]))
+    F.cross_entropy(expected.flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()).backward()
+    np.testing.assert_allclose(logits, expected.detach(), atol=1e-5)
+    expected = peer.tree(lambda tensor: tensor.grad.numpy())
+    expected = jax.tree.map(lambda x: x[0] if is_pair(x) else x, expected, is_leaf=is_pair)  # each is the sum's
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients, expected)

@@ -1,0 +1,132 @@
+"""Texts by name, character by character: prepared by TFDS or by our builder, encoded once and kept as arrays."""
+
+import os
+
+import numpy as np
+
+from deeplearn.data import datasets
+from deeplearn.data.cache import cached
+from deeplearn.data.sources import Arrays
+from deeplearn.data.splits import SPLITS, Data, check
+from deeplearn.errors import UserError
+
+_CACHE_FORMAT = 1
+
+
+def load(
+    name: str,
+    *,
+    length: int,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+) -> Data:
+    """The text of this name in windows: examples {"tokens": (length + 1,)}, uint8, int32 beyond 256 characters.
+
+    Train, validation and test are TFDS's, texts of their own; see `windows` for how each is cut, and `encode` for the
+    numbers. The directories are those of `datasets.load`: any data set that was prepared there as ArrayRecord, with a
+    feature `text` and the three splits, can be loaded, and tiny_shakespeare is prepared if it is not. A split of many
+    examples is read as one text, end to end.
+
+    Raises UserError for a name that is unknown, for data that is absent, damaged or not as expected, and for a length
+    that does not fit.
+    """
+    arrays = _arrays(name, data_dir, manual_dir)
+    train, validation, test = (Arrays({"tokens": windows(arrays[split], length)}) for split in SPLITS)
+    return check(Data(name, train, validation, test))
+
+
+def vocabulary(
+    name: str, *, data_dir: str | os.PathLike | None = None, manual_dir: str | os.PathLike | None = None
+) -> str:
+    """The characters of this name's three texts, each once, in the order of their code points.
+
+    Of all three, so that there is no unknown character in any; what occurs in the test alone would be an output that
+    training never asks for, and tells a model nothing more. (In tiny_shakespeare all 65 occur in train.)
+    """
+    return _text(_arrays(name, data_dir, manual_dir)["vocabulary"])
+
+
+def encode(text: str, vocabulary: str) -> np.ndarray:
+    """The place of each character in the vocabulary, which is sorted: (len(text),) uint8, int32 beyond 256 characters.
+
+    Raises UserError for a character that the vocabulary lacks.
+
+    >>> encode("abba", "\\nab")
+    array([1, 2, 2, 1], dtype=uint8)
+    """
+    codes, known = _codes(text), _codes(vocabulary)
+    absent = ~np.isin(codes, known)
+    if absent.any():
+        where = int(np.argmax(absent))
+        remedy = f"leave it out or use one of {vocabulary!r}"
+        raise UserError(f"character {where} of the text, {text[where]!r}, is not in the vocabulary; {remedy}")
+    return np.searchsorted(known, codes).astype(np.uint8 if len(known) <= 256 else np.int32)
+
+
+def decode(tokens: np.ndarray, vocabulary: str) -> str:
+    """The text of tokens (T,): what `encode` undoes.
+
+    >>> decode(np.array([1, 2, 2, 1]), "\\nab")
+    'abba'
+    """
+    return "".join(vocabulary[token] for token in tokens)
+
+
+def windows(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Cut (N,) into windows of `length` + 1, of which the first is the last of the window before:
+
+        windows[i] = tokens[i length : (i + 1) length + 1],   i < (N - 1) // length
+
+    so that each token but the first is asked for once, up to the (N - 1) % length at the end, which fill no window.
+    Returns ((N - 1) // length, length + 1). Raises UserError for a length that gives no window.
+
+    >>> windows(np.arange(8), 3)
+    array([[0, 1, 2, 3],
+           [3, 4, 5, 6]])
+    """
+    if not 1 <= length < len(tokens):
+        raise UserError(f"length {length} does not fit a text of {len(tokens)}; choose one from 1 to {len(tokens) - 1}")
+    starts = np.arange((len(tokens) - 1) // length) * length
+    return tokens[starts[:, None] + np.arange(length + 1)]
+
+
+def _codes(text: str) -> np.ndarray:
+    """The code point of each character, (len(text),) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _text(codes: np.ndarray) -> str:
+    return "".join(map(chr, codes))
+
+
+def _arrays(name: str, data_dir, manual_dir) -> dict[str, np.ndarray]:
+    """The tokens of each split, and `vocabulary`, the characters' code points."""
+    folder = datasets.prepared(name, data_dir, manual_dir)
+    file, folders = datasets.kept_in(name, folder, f"tokens{_CACHE_FORMAT}")
+    return cached(file, folders, lambda: _encoded(_read(name, folder)))
+
+
+def _encoded(texts: dict[str, str]) -> dict[str, np.ndarray]:
+    known = np.unique(_codes("".join(texts.values())))
+    return {"vocabulary": known, **{split: encode(text, _text(known)) for split, text in texts.items()}}
+
+
+def _read(name: str, folder) -> dict[str, str]:
+    """The text of each split."""
+    import tensorflow_datasets as tfds
+
+    builder = datasets.open_builder(name, folder)
+    features = dict(builder.info.features.items())
+    if not isinstance(features.get("text"), tfds.features.Text):
+        raise UserError(f"{name} has the features {', '.join(features)}; a text is needed")
+
+    def read(split):
+        source = datasets.open_split(name, builder, split)
+        try:
+            return b"".join(example["text"] for example in source.__getitems__(range(len(source)))).decode()
+        except Exception as error:  # whatever the reader or the decoder makes of a damaged file
+            cause = str(error).partition("\n")[0] or type(error).__name__
+            remedy = "restore it, or delete that directory and prepare the data set again"
+            raise UserError(f"{name}: cannot read the {split} split in {folder} ({cause}); {remedy}") from error
+
+    return {split: read(split) for split in SPLITS}

@@ -1,0 +1,56 @@
+"""Language modelling: the cross-entropy of each next token."""
+
+import jax.numpy as jnp
+
+from deeplearn import losses
+from deeplearn.metrics import Mean
+from deeplearn.tasks.task import Task
+
+
+def language_modelling(model, length: int) -> Task:
+    """The task of a Flax model that maps tokens (B, T) to logits of the tokens that follow, (B, T, vocabulary).
+
+    A batch has `batch["tokens"]`, (B, T + 1) integers, T = `length`: the model reads all but the last and is asked for
+    all but the first. Trains on the mean over B and T of
+
+        -log softmax(logits[b, t])[tokens[b, t + 1]]
+
+    in nats a token; evaluates the same as loss, and accuracy, the fraction of the tokens that were the likeliest.
+
+    >>> from deeplearn.models.rnn import LanguageRNN
+    >>> task = language_modelling(LanguageRNN(vocabulary=65), 64)
+    """
+
+    def init(rng):
+        variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, length), jnp.int32)))
+        return variables.pop("params"), variables
+
+    def parts(batch):
+        tokens = batch["tokens"].astype(jnp.int32)  # (B, T + 1); on the device they may lie as bytes
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def hits(logits, targets):
+        return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)  # (B, T)
+
+    def loss(params, model_state, batch, rng):
+        inputs, targets = parts(batch)
+        logits, model_state = model.apply(
+            {"params": params, **model_state}, inputs, train=True, rngs={"dropout": rng}, mutable=list(model_state)
+        )
+        value = losses.cross_entropy(logits, targets).mean()
+        return value, (model_state, {"accuracy": hits(logits, targets).mean()})
+
+    def predict(params, model_state, batch):
+        return model.apply({"params": params, **model_state}, parts(batch)[0])
+
+    def evaluate(params, model_state, batch, rng):
+        del rng
+        logits, targets = predict(params, model_state, batch), parts(batch)[1]
+        mask = batch.get("mask", jnp.ones(logits.shape[0], jnp.float32))  # (B,)
+
+        def mean(each):  # all rows have as many tokens, so that the mean over rows is the mean over tokens
+            return Mean((each.mean(axis=-1) * mask).sum(), mask.sum())
+
+        return {"loss": mean(losses.cross_entropy(logits, targets)), "accuracy": mean(hits(logits, targets))}
+
+    return Task(init, loss, evaluate, predict)

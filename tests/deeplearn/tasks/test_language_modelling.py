@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from deeplearn import metrics
+from deeplearn.tasks.language_modelling import language_modelling
+
+VOCABULARY, LENGTH = 7, 6
+
+
+class Bigram(nn.Module):
+    """Logits of a token alone, in the dtype that is asked for; dropout and batch norm, so that rng and state matter."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens, train=False):
+        x = nn.Embed(VOCABULARY, 5)(tokens)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(VOCABULARY, dtype=self.dtype)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def batch(rows=5, dtype=np.uint8):
+    return {"tokens": jnp.array(np.random.RandomState(0).randint(0, VOCABULARY, (rows, LENGTH + 1)), dtype)}
+
+
+@pytest.fixture
+def task():
+    return language_modelling(Bigram(), LENGTH)
+
+
+def expected(task, params, model_state, tokens):
+    """Loss and accuracy, one token at a time, in NumPy."""
+    logits = np.asarray(task.predict(params, model_state, {"tokens": tokens}), np.float64)
+    each = []
+    for b, t in np.ndindex(len(tokens), LENGTH):
+        scores, target = logits[b, t], int(tokens[b, t + 1])
+        each.append((np.log(np.exp(scores).sum()) - scores[target], scores.argmax() == target))
+    return np.mean(each, axis=0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_evaluation(task, key, dtype):
+    """Padding rows count for nothing, whatever is in them."""
+    params, model_state = task.init(key)
+    whole = batch(dtype=dtype)
+    tokens = whole["tokens"]
+    padded = {"tokens": jnp.concatenate([tokens, tokens[:2] * 0]), "mask": jnp.array([1.0] * 5 + [0.0] * 2)}
+    loss, accuracy = expected(task, params, model_state, np.asarray(tokens))
+    for rows in (whole, padded):
+        found = metrics.result(task.evaluate(params, model_state, rows, key))
+        np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(found["accuracy"], accuracy, rtol=1e-6)
+
+
+def test_training(task, key):
+    params, model_state = task.init(key)
+    loss, (new_state, found) = task.loss(params, model_state, batch(), key)
+    assert loss.dtype == jnp.float32 and loss.shape == () and 0 <= found["accuracy"] <= 1
+    assert jax.tree.structure(new_state) == jax.tree.structure(model_state) and set(model_state) == {"batch_stats"}
+    assert task.loss(params, model_state, batch(), key)[0] == loss  # the same rng, the same dropout
+    assert task.loss(params, model_state, batch(), jax.random.fold_in(key, 1))[0] != loss
+
+
+def test_the_training_loss_is_that_of_evaluation(key):
+    """Of a model that does in training what it does in evaluation."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, train=False):
+            return nn.Embed(VOCABULARY, VOCABULARY)(tokens)
+
+    task = language_modelling(Plain(), LENGTH)
+    params, model_state = task.init(key)
+    assert model_state == {}
+    loss, (_, found) = task.loss(params, {}, batch(), key)
+    values = metrics.result(task.evaluate(params, {}, batch(), key))
+    np.testing.assert_allclose(loss, values["loss"], rtol=1e-6)
+    np.testing.assert_allclose(found["accuracy"], values["accuracy"], rtol=1e-6)
+
+
+def test_the_last_token_is_asked_for_and_never_read(task, key):
+    params, model_state = task.init(key)
+    rows = batch()
+    other = {"tokens": rows["tokens"].at[:, -1].add(1)}
+    a, b = (task.predict(params, model_state, x) for x in (rows, other))
+    assert a.shape == (5, LENGTH, VOCABULARY)
+    np.testing.assert_array_equal(a, b)
+    a, b = (metrics.result(task.evaluate(params, model_state, x, key))["loss"] for x in (rows, other))
+    assert a != b
+
+
+def test_sums_add_up_over_batches(task, key):
+    params, model_state = task.init(key)
+    tokens = batch()["tokens"]
+    whole = task.evaluate(params, model_state, {"tokens": tokens}, key)
+    parts = [task.evaluate(params, model_state, {"tokens": part}, key) for part in (tokens[:2], tokens[2:])]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, metrics.add(*parts))
+
+
+def test_logits_of_bfloat16_give_a_loss_in_float32(key):
+    task = language_modelling(Bigram("bfloat16"), LENGTH)
+    params, model_state = task.init(key)
+    assert task.predict(params, model_state, batch()).dtype == jnp.bfloat16
+    assert task.loss(params, model_state, batch(), key)[0].dtype == jnp.float32
+    found = task.evaluate(params, model_state, batch(), key)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
