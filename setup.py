@@ -8,7 +8,7 @@ setup(
     description="Deep learning in JAX and Flax: every model a pure function, every optimizer comparable on every model",
     license="Apache-2.0",
     packages=find_packages(include=["deeplearn*", "experiments*", "kernels*"]),
-    package_data={"deeplearn.data": ["checksums.tsv"]},
+    package_data={"deeplearn.data": ["checksums.tsv"], "deeplearn.comparison": ["page.html"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=2.3,<3",
@@ -24,7 +24,9 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<14",
+        "plotly>=6.1,<8",  # the report's page
         "psutil>=6,<8",  # the memory that a sweep may take
+        "pyarrow>=19,<27",  # runs as Parquet
         "requests>=2.32,<3",  # the data sets' downloads
         "scikit-learn>=1.6,<2",  # the embedded digits
         "scipy>=1.15,<2",  # quasi-random points
@@ -40,6 +42,7 @@ setup(
             "pytest>=8.4,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.14,<0.18",
+            "selenium>=4.30,<5",  # opens the report in Chromium
             "tensorboard>=2.20,<3",  # reads back, in a test, what the run wrote
         ],
         "peers": ["torch==2.13.0"],  # compared with in tests and benchmarks, never imported by the library

@@ -4,7 +4,7 @@ import ast
 import importlib
 import sys
 
-COMMANDS = ("train", "evaluate", "compare", "benchmark")
+COMMANDS = ("train", "evaluate", "compare", "report", "benchmark")
 
 
 def first_line(path) -> str:
@@ -13,20 +13,33 @@ def first_line(path) -> str:
 
 
 def overview() -> str:
-    """The commands and every experiment, a line each, and how to launch one."""
+    """The commands, every experiment and every study, a line each, and how to launch one."""
     from pathlib import Path
 
     here = Path(__file__).resolve().parent
-    experiments = sorted((here.parent / "experiments").glob("[a-z]*.py"))
-    lines = ["usage: python -m deeplearn COMMAND [--flag=value ...]", "", "commands (each has --help):"]
-    lines += [f"  {name:20} {first_line(here / 'commands' / f'{name}.py')}" for name in COMMANDS]
-    lines += ["", "experiments:"]
-    lines += [f"  {path.stem:20} {first_line(path)}" for path in experiments]
-    lines += ["", "launch one, any field of its config changed by a flag:"]
-    lines += [
-        "  python -m deeplearn train --config=experiments/digits_mlp.py --workdir=runs/digits --config.optimizer=nadam"
-    ]
-    return "\n".join(lines)
+    experiments = here.parent / "experiments"
+
+    def listed(files):
+        return [f"  {path.stem:20} {first_line(path)}" for path in files]
+
+    return "\n".join(
+        [
+            "usage: python -m deeplearn COMMAND [--flag=value ...]",
+            "",
+            "commands (each has --help):",
+            *listed(here / "commands" / f"{name}.py" for name in COMMANDS),
+            "",
+            "experiments:",
+            *listed(sorted(experiments.glob("[a-z]*.py"))),
+            "",
+            "studies, for compare --study=NAME:",
+            *listed(sorted((experiments / "studies").glob("[a-z]*.py"))),
+            "",
+            "launch one, any field of its config changed by a flag:",
+            "  python -m deeplearn train --config=experiments/digits_mlp.py --workdir=runs/digits"
+            " --config.optimizer=nadam",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from deeplearn import config as configs
-from deeplearn import optimizers, schedules
+from deeplearn import metrics, optimizers, schedules
 from deeplearn.errors import UserError, unknown
 from deeplearn.tasks import transformations
 
@@ -68,14 +68,30 @@ def parse_target(text: str) -> Target | None:
         raise UserError(f"target {text!r} is not of the form METRIC>=NUMBER or METRIC<=NUMBER") from None
 
 
+def evaluated(task, data) -> dict[str, Any]:
+    """The metrics that a task evaluates on examples of this data, by name; shapes, nothing is computed."""
+    batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in data.spec.items()}
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda batch: task.evaluate(*task.init(key), batch, key), batch)
+
+
 def check_target(target: Target | None, task, data) -> Target | None:
-    """The target itself, if the task evaluates its metric: a run should not find out after an epoch."""
-    if target is not None:
-        batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in data.spec.items()}
-        key = jax.random.key(0)
-        found = jax.eval_shape(lambda batch: task.evaluate(*task.init(key), batch, key), batch)
-        if target.metric not in found:
-            raise UserError(f"target metric {target.metric!r} is not evaluated; there are: {', '.join(sorted(found))}")
+    """The target itself, if the task evaluates its metric and more of it is better or worse, as the target says.
+
+    A run should not find out after an epoch.
+    """
+    if target is None:
+        return None
+    found = evaluated(task, data)
+    if target.metric not in found:
+        raise UserError(f"target metric {target.metric!r} is not evaluated; there are: {', '.join(sorted(found))}")
+    if metrics.rises(target.metric) not in (None, target.rises):
+        here, better = ("<=", ">=")[:: -1 if target.rises else 1]
+        more = "less" if target.rises else "more"
+        raise UserError(
+            f"target {target.metric}{here}{target.value:g} is in the wrong direction: {more} {target.metric} is better;"
+            f" write {target.metric}{better}{target.value:g}"
+        )
     return target
 
 
@@ -125,13 +141,31 @@ def find(path: str) -> Path:
     raise unknown("experiment", Path(path).stem, (file.stem for file in HOME.glob("[a-z]*.py")))
 
 
-def load(path: str) -> ModuleType:
-    """The module of an experiment file; UserError if it lacks `get_config` or `build`."""
-    file = find(path)
-    spec = importlib.util.spec_from_file_location(f"experiments.{file.stem}", file)
+def execute(file: Path) -> ModuleType:
+    """The module that a Python file is."""
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def load(path: str) -> ModuleType:
+    """The module of an experiment file; UserError if it lacks `get_config` or `build`."""
+    module = execute(find(path))
     for function in ("get_config", "build"):
         if not hasattr(module, function):
             raise UserError(f"{path} is no experiment: it has no function {function}()")
     return module
+
+
+def configure(path: str, fields: dict[str, Any]):
+    """The config of the experiment at `path` with some of its fields set; UserError for one that it lacks."""
+    config = load(path).get_config()
+    for name, value in fields.items():
+        if name not in config:
+            raise unknown(f"config field of {Path(path).stem}", name, config.keys())
+        try:
+            config[name] = tuple(value) if isinstance(value, list) else value
+        except TypeError:
+            raise UserError(f"{Path(path).stem}: {name}={value!r} is not of the type of {config[name]!r}") from None
+    return config

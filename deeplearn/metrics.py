@@ -16,6 +16,16 @@ class Mean(NamedTuple):
     count: Any
 
 
+def rises(name: str) -> bool | None:
+    """Whether more of a metric is better; None for one that nothing is known of.
+
+    >>> rises("accuracy"), rises("validation/loss"), rises("gradient_norm")
+    (True, False, None)
+    """
+    kind = name.rpartition("/")[2].rpartition("_")[2]
+    return {"accuracy": True, "loss": False, "error": False}.get(kind)
+
+
 def add(a, b):
     """The sum of two trees of means, field by field."""
     return jax.tree.map(lambda x, y: x + y, a, b)

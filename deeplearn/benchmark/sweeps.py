@@ -1,6 +1,8 @@
 """64 runs as one sweep, against 64 processes, and against a Python loop that shares one compiled step."""
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,37 +21,57 @@ class Figures(NamedTuple):
     """Seconds for all 64 runs, each evaluated after every epoch, and bytes.
 
     Fields:
-      sweep: a process that sweeps them, from its start to its end, nothing in the persistent cache.
-      processes: 64 processes of a run each, two at a time on two cores, their programs in the cache; from MEASURED.
-      sweep_inside, loop: within a process, compilation included, the sweep, and a loop over runs and steps that calls
-        one compiled step; the loop from MEASURED runs.
+      command: `compare`, from its start to its end, nothing in the persistent cache.
+      processes: 64 commands `train`, two at a time on two cores, their programs in the cache; from MEASURED.
+      sweep_compile, sweep: within a process, nothing in the cache: the compilation of a sweep, trial included, and the
+        rest of it, training and evaluation.
+      loop_compile, loop: the same of a Python loop over runs and steps that calls one compiled step; from MEASURED.
       lane_bytes: what the sweep's program takes for a lane more.
     """
 
-    sweep: float
+    command: float
     processes: float
-    sweep_inside: float
+    sweep_compile: float
+    sweep: float
+    loop_compile: float
     loop: float
     lane_bytes: float
 
 
-def experiment(name: str, cache: Path, **fields):
-    """The workload on one device of the CPU; imports JAX, and gives its programs this cache."""
+def launch(name: str, cache: Path, command: str, workdir: Path, *flags: str, **fields) -> subprocess.Popen:
+    """A command on one device of the CPU; `fields` replace those of the config."""
+    changes = {"mesh": "data:1", "optimizer": "adam", **fields}
+    flags = [f"--config={name}", f"--workdir={workdir}", *(f"--config.{key}={x}" for key, x in changes.items()), *flags]
+    return subprocess.Popen(
+        [sys.executable, "-m", "deeplearn", command, *flags],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child: subprocess.Popen) -> None:
+    """Wait for a command; RuntimeError with what it said if it failed."""
+    _, said = child.communicate()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(child.args)} failed:\n{said}")
+
+
+def experiment(name: str, cache: Path, divide: bool = False, **fields):
+    """The workload on the CPU, one device or a device a core; imports JAX, and gives its programs this cache."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     from deeplearn import experiment
     from deeplearn.commands import runs
 
-    runs.prepare_jax()
-    module = experiment.load(name)
-    config = module.get_config()
-    with config.unlocked():
-        config.update({"mesh": "data:1", "optimizer": "adam", **fields})
-    return module.build(config)
+    runs.prepare_jax(divide)
+    config = experiment.configure(name, {"mesh": "data:1", "optimizer": "adam", **fields})
+    return experiment.load(name).build(config)
 
 
 def sweep(connection, name: str, cache: Path, **fields) -> None:
-    """A process that sweeps the runs; sends the seconds that took, and the bytes of its program for FEW and all."""
-    wired = experiment(name, cache, **fields)
+    """A process that sweeps the runs; sends the seconds of compilation and of the rest, and bytes for a lane more."""
+    wired = experiment(name, cache, divide=True, **fields)
     import jax
 
     from deeplearn.comparison import points
@@ -57,27 +79,11 @@ def sweep(connection, name: str, cache: Path, **fields) -> None:
 
     runs = [(point, seed) for point in points.grid("adam", RATES) for seed in range(SEEDS)]
     start = time.perf_counter()
-    _, plan = sweep("adam", wired, runs)
-    seconds = time.perf_counter() - start
+    done, plan = sweep("adam", wired, runs)
+    seconds, compiling = time.perf_counter() - start, float(done.compile_seconds.sum())
     _, few = sweep("adam", wired._replace(steps=1, eval_every=1), runs[:FEW], together=plan.together)
     lanes = (plan.lanes - few.lanes) / jax.device_count()  # of a device more
-    connection.send((seconds, (plan.bytes - few.bytes) / lanes))
-
-
-def alone(connection, name: str, cache: Path, seed: int, **fields) -> None:
-    """A process that trains one run as `train` does, without its files and pictures."""
-    wired = experiment(name, cache, seed=seed, **fields)
-    from deeplearn.training import program as programs
-
-    program = programs.build(wired)
-    state, step = program.init(), 0
-    while step < wired.steps:
-        length = min(wired.eval_every - step % wired.eval_every, wired.log_every, wired.steps - step)
-        state, _ = program.chunk(state, program.feed.data(step, length), length)
-        step += length
-        if step % wired.eval_every == 0 or step == wired.steps:
-            program.evaluate(state, "validation")
-    connection.send(None)
+    connection.send((compiling, seconds - compiling, (plan.bytes - few.bytes) / lanes))
 
 
 def loop(connection, name: str, cache: Path, **fields) -> None:
@@ -111,7 +117,8 @@ def loop(connection, name: str, cache: Path, **fields) -> None:
     compiled = time.perf_counter()
     for seed in range(MEASURED):
         run(seed)
-    connection.send((compiled - start, time.perf_counter() - compiled))
+    took = time.perf_counter() - compiled
+    connection.send((compiled - start - took / MEASURED, took))
 
 
 def measure(name: str, progress: Callable[[str], None] = lambda line: None, **fields) -> Figures:
@@ -119,23 +126,24 @@ def measure(name: str, progress: Callable[[str], None] = lambda line: None, **fi
     with tempfile.TemporaryDirectory() as directory:
         directory, runs = Path(directory), RATES * SEEDS
         progress(f"{name}: {runs} runs in one sweep")
+        flags = ("--optimizers=adam", f"--learning_rates={RATES}", f"--seeds={SEEDS}", "--reruns=0")
         start = time.perf_counter()
-        with timing.process(sweep, name, directory / "sweep", **fields) as connection:
-            inside, lane = timing.receive(connection, "sweep")
-        swept = time.perf_counter() - start
+        finish(launch(name, directory / "cold", "compare", directory / "sweep", *flags, **fields))
+        command = time.perf_counter() - start
+        with timing.process(sweep, name, directory / "inside", **fields) as connection:
+            sweep_compile, swept, lane = timing.receive(connection, "sweep")
         progress(f"{name}: processes")
-        with timing.process(alone, name, directory / "alone", 0, **fields) as connection:
-            timing.receive(connection, "alone")  # fills the cache
+        finish(launch(name, directory / "alone", "train", directory / "first", **fields))  # fills the cache
         start = time.perf_counter()
         for seed in range(0, MEASURED, 2):
-            with (
-                timing.process(alone, name, directory / "alone", seed, **fields) as first,
-                timing.process(alone, name, directory / "alone", seed + 1, **fields) as second,
-            ):
-                timing.receive(first, "alone")
-                timing.receive(second, "alone")
+            pair = [
+                launch(name, directory / "alone", "train", directory / str(i), seed=i, **fields)
+                for i in (seed, seed + 1)
+            ]
+            for child in pair:
+                finish(child)
         processes = (time.perf_counter() - start) / MEASURED * runs
         progress(f"{name}: a Python loop")
         with timing.process(loop, name, directory / "loop", **fields) as connection:
-            compiling, took = timing.receive(connection, "loop")
-        return Figures(swept, processes, inside, compiling + took / MEASURED * runs, lane)
+            loop_compile, took = timing.receive(connection, "loop")
+        return Figures(command, processes, sweep_compile, swept, loop_compile, took / MEASURED * runs, lane)

@@ -1,15 +1,16 @@
-"""compare optimizers on an experiment: every learning rate and seed of one in one program
+"""compare optimizers on experiments: every point and seed of one in one program
 
     python -m deeplearn compare --config=FILE --optimizers=sgd,momentum,adam --seeds=5 --workdir=DIR
-    python -m deeplearn compare --config=FILE --optimizers=adam,lion --points=16 --workdir=DIR
-    python -m deeplearn compare --workloads=digits_mlp,sequence_rnn --workdir=DIR
+    python -m deeplearn compare --workloads=digits_mlp,sequence_rnn --points=16 --workdir=DIR
+    python -m deeplearn compare --study=experiments/studies/two_cores.py --workdir=DIR
+    python -m deeplearn compare --resume --optimizers=lion --workdir=DIR
 
 Tunes on validation, runs each optimizer's best point again with fresh seeds, and evaluates those on test. Writes
-curves.png, learning_rates.png, table.md, table.csv and curves.csv to DIR, and keeps every finished run in DIR/runs: the
-same command goes on where it was stopped, and more optimizers, points or seeds train only what is not there yet. Of
-several workloads each has a directory of its own in DIR, and together they have summary.md and profiles.png.
+report.html, tables and figures to DIR, and keeps every finished run in DIR/runs: the same command goes on where it was
+stopped, and more workloads, optimizers, points or seeds train only what is not there yet.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,120 +18,125 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's file; --config.FIELD=VALUE sets a field")
-WORKLOADS = flags.DEFINE_list("workloads", [], "in place of --config: several experiments, each with its own config")
-WORKDIR = flags.DEFINE_string("workdir", None, "where the tables and pictures go")
+CONFIG = config_flags.DEFINE_config_file("config", None, "one experiment's file; --config.FIELD=VALUE sets a field")
+STUDY = flags.DEFINE_string("study", None, "a study's file, which declares all that the flags below do; they go before")
+WORKLOADS = flags.DEFINE_list("workloads", None, "several experiments, each with its own config; of a study, which")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the runs, tables and pictures go")
 OPTIMIZERS = flags.DEFINE_string(
-    "optimizers",
-    "minibatch_sgd,momentum,nesterov,rmsprop,adam,adamw,lion,muon",
-    "their names, each with settings if need be: adam,adamw(b1=0.8,weight_decay=0.1)",
+    "optimizers", None, "their names, each with settings if need be: adam,adamw(b1=0.8,weight_decay=0.1)"
 )
 LEARNING_RATES = flags.DEFINE_string(
-    "learning_rates", "8", "how many, evenly apart in log over each optimizer's search space; or the rates: 0.1,0.01"
+    "learning_rates",
+    None,
+    "how many, evenly in log over each optimizer's search space (8); or the rates: 0.1,0.01",
 )
 POINTS = flags.DEFINE_integer(
     "points",
     None,
     "in place of learning rates: so many quasi-random points over all hyperparameters of each optimizer's search space",
-    lower_bound=1,
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "how many to tune with, from config.seed on", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", None, "how many to tune with, from config.seed on (3)")
 RERUNS = flags.DEFINE_integer(
-    "reruns", 5, "how many fresh seeds the best point is run again with, and evaluated on test; 0: none", lower_bound=0
+    "reruns", None, "how many fresh seeds the best point is run again with, and evaluated on test (5); 0: none"
 )
+RESUME = flags.DEFINE_bool("resume", False, "go on with the study in the workdir; --optimizers adds to its own")
+COUNT_COMPILE = flags.DEFINE_bool("count_compile", False, "count a run's share of the compilation in its seconds")
 flags.mark_flag_as_required("workdir")
 
 
-def search(name: str, seed: int) -> list[dict[str, float]]:
-    """The points that the flags mean for the optimizer `name`; quasi-random ones are scrambled by the seed."""
-    from deeplearn.comparison import points
-    from deeplearn.errors import UserError
-
-    if POINTS.value:
-        return points.halton(name, POINTS.value, seed)
-    text = LEARNING_RATES.value
-    try:
-        if text.isdecimal() and int(text) > 0:
-            return points.grid(name, int(text))
-        values = [float(part) for part in text.split(",")]
-        if min(values) > 0:
-            return points.rates(name, values)
-    except ValueError:
-        pass
-    raise UserError(f"--learning_rates={text} is neither a number of rates nor a list of rates above 0") from None
-
-
-def workloads() -> list[tuple[str, Any, Path]]:
-    """The experiment file, config and directory of each workload."""
-    from deeplearn import experiment
+def declared() -> dict[str, Any]:
+    """The fields of the study that the flags name, before they change it."""
     from deeplearn.commands import runs
-    from deeplearn.errors import UserError
+    from deeplearn.comparison import study
+    from deeplearn.errors import UserError, unknown
 
-    if bool(WORKLOADS.value) == bool(CONFIG.value):
-        raise UserError("give either --config=FILE or --workloads=NAME,NAME")
+    ways = {"--config": CONFIG.value, "--study": STUDY.value, "--resume": RESUME.value}
+    given = [way for way, value in ways.items() if value]
+    if len(given) > 1 or not given and not WORKLOADS.value or WORKLOADS.value and CONFIG.value:
+        raise UserError("give one of --config=FILE, --study=FILE, --workloads=NAME,NAME and --resume")
     if CONFIG.value:
-        return [(runs.config_path(), CONFIG.value, Path(WORKDIR.value))]
-    files = [experiment.find(name) for name in WORKLOADS.value]
-    return [(str(file), experiment.load(str(file)).get_config(), Path(WORKDIR.value) / file.stem) for file in files]
+        path = runs.config_path()
+        return {"workloads": {Path(path).stem: {"experiment": path, **CONFIG.value.to_dict()}}}
+    if not given:
+        return {"workloads": WORKLOADS.value}
+    fields = dict(study.load(STUDY.value) if STUDY.value else study.read(Path(WORKDIR.value)))
+    if WORKLOADS.value:
+        for name in WORKLOADS.value:
+            if name not in fields["workloads"]:
+                raise unknown("workload of the study", name, fields["workloads"])
+        fields["workloads"] = {name: fields["workloads"][name] for name in WORKLOADS.value}
+    return fields
 
 
-def compare(path: str, config, workdir: Path, names: list[str]):
-    """All optimizers on one workload: the Workload for a summary, and the Work done."""
+def rates(text: str) -> int | list[float]:
+    """What --learning_rates means; a nonsense number is left to the study to refuse."""
+    from deeplearn.errors import UserError
+
+    try:
+        return int(text) if text.isdecimal() else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--learning_rates={text} is neither a number of rates nor a list of rates") from None
+
+
+def chosen():
+    """The Study of this command."""
+    from deeplearn import optimizers
+    from deeplearn.comparison import study
+
+    fields = declared()
+    flagged = {"points": POINTS.value, "seeds": SEEDS.value, "reruns": RERUNS.value}
+    fields |= {name: value for name, value in flagged.items() if value is not None}
+    if LEARNING_RATES.value:
+        fields |= {"learning_rates": rates(LEARNING_RATES.value), "points": POINTS.value}
+    if OPTIMIZERS.value is not None:
+        before = fields["optimizers"] if RESUME.value else []
+        fields["optimizers"] = list(dict.fromkeys([*before, *optimizers.split_list(OPTIMIZERS.value)]))
+    return study.make(**fields)
+
+
+def compare(declared, workload, workdir: Path):
+    """All optimizers on one workload: the Outcome, and the Work done."""
     from deeplearn.commands import runs
-    from deeplearn.comparison import protocol, report, summary
-    from deeplearn.training import manifest
+    from deeplearn.comparison import live, protocol, study
 
-    points = {name: search(name, config.seed) for name in names}
-    seeds = range(config.seed, config.seed + SEEDS.value)
-    manifest.check_same(workdir, config.to_dict())
     results, done, together = [], [], None
-    with manifest.lock(runs.make_workdir(workdir)):
-        manifest.write(workdir, config.to_dict(), path, runs.command())
-        for name in names:
-            chosen = config.copy_and_resolve_references()
-            chosen.optimizer = name
-            experiment = runs.build(path, chosen)
-            progress = runs.progress(f"{name:14}")
-            result, works = protocol.run(
-                workdir / "runs", name, experiment, points[name], seeds, RERUNS.value, progress, together
-            )
-            for work in works:
-                print(
-                    f"\r{name:14} {work.runs} runs of {result.tuned.steps[-1]} steps in {work.seconds:.1f} s, after"
-                    f" {work.compile_seconds:.1f} s of compilation; {work.plan}",
-                    flush=True,
-                )
-                together = work.plan.together  # what was faster for the first optimizer is for the others
-            if not works:
-                print(f"{name:14} all {len(points[name]) * len(seeds) + RERUNS.value} runs are there already")
-            results.append(result)
-            done += works
-        goal, metric = protocol.goal_of(experiment)
-        what = f"{len(points[names[0]])} {'points' if POINTS.value else 'learning rates'}"
-        title = f"{Path(path).stem}: {len(names)} optimizers x {what} x {len(seeds)} seeds"
-        paths = report.write(workdir, title, results, goal, metric)
-    print(f"\n{(workdir / 'table.md').read_text()}")
-    return summary.Workload(Path(path).stem, results, goal, metric), done, paths
+    seeds = study.seeds(declared, workload)
+    for name in declared.optimizers:
+        config = workload.config.copy_and_resolve_references()
+        config.optimizer = name
+        experiment = runs.build(workload.path, config)
+        points = study.search(declared, name, config.seed)
+        place = workdir / "runs" / workload.name
+        tell = live.follow(name)
+        result, works = protocol.run(place, name, experiment, points, seeds, declared.reruns, tell, together)
+        results.append(result)
+        outcome = protocol.outcome(workload.name, results, experiment.target)
+        print("\r" * sys.stdout.isatty() + "\n".join(live.ended(outcome, works)), flush=True)
+        together = works[0].plan.together if works else together  # what is faster for one is for the others
+        done += works
+    return outcome, done
 
 
 def main() -> None:
     start = time.perf_counter()
-    from deeplearn import optimizers
     from deeplearn.commands import runs
-    from deeplearn.comparison import summary
+    from deeplearn.comparison import report, study
+    from deeplearn.training import manifest
 
-    runs.prepare_jax()
-    names = optimizers.split_list(OPTIMIZERS.value)
-    chosen = workloads()
-    for name in names:
-        search(name, 0)  # every mistake shows before anything runs
-    found, works, paths = zip(*(compare(*workload, names) for workload in chosen), strict=True)
-    paths = [path for each in paths for path in each]
-    if len(chosen) > 1:
-        paths = summary.write(Path(WORKDIR.value), list(found)) + paths
-        print((Path(WORKDIR.value) / "summary.md").read_text())
-    compiling, training = (
-        sum(getattr(w, key) for each in works for w in each) for key in ("compile_seconds", "seconds")
-    )
+    runs.prepare_jax(divide=True)
+    declared, workdir = chosen(), runs.make_workdir(WORKDIR.value)
+    with manifest.lock(workdir):
+        study.check_same(workdir, declared)
+        study.write(workdir, declared)
+        manifest.write(workdir, study.as_json(declared), STUDY.value or declared.workloads[0].path, runs.command())
+        outcomes, works = [], []
+        for workload in declared.workloads:
+            if len(declared.workloads) > 1:
+                print(f"\n{workload.name}")
+            outcome, done = compare(declared, workload, workdir)
+            outcomes.append(outcome)
+            works += done
+        paths = report.write(workdir, study.title(declared), outcomes, manifest.read(workdir), COUNT_COMPILE.value)
+    runs.show(paths)
+    training, compiling = sum(work.seconds for work in works), sum(work.compile_seconds for work in works)
     print(f"{time.perf_counter() - start:.0f} s: {training:.0f} s of training, {compiling:.0f} s of compilation")
-    print("the pictures and tables:", *paths, sep="\n  ")

@@ -4,10 +4,22 @@ import os
 import sys
 from pathlib import Path
 
+CPU_DEVICES = 8  # at most, for each holds the data
 
-def prepare_jax() -> None:
-    """Keep compiled programs on disk, so that the second start of the same experiment compiles nothing."""
+
+def prepare_jax(divide: bool = False) -> None:
+    """Keep compiled programs on disk, so that the second start of the same experiment compiles nothing.
+
+    `divide`: make a CPU several devices, of a core each, for work that devices share without a word between them:
+    small runs leave most of a core idle where one program tries to use all. To be called before JAX has devices.
+    """
     import jax
+
+    cores = min(os.cpu_count() or 1, CPU_DEVICES)
+    if divide and cores > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # XLA's pool of threads, one a core, may starve when several devices wait in it for what it is to do for them.
+        os.environ.setdefault("NPROC", str(4 * cores))
+        jax.config.update("jax_num_cpu_devices", cores)
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "deeplearn" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -49,10 +61,7 @@ def config_of(written: dict):
     """The config in a manifest, with the types of its experiment's own."""
     from deeplearn import experiment
 
-    config = experiment.load(written["experiment"]).get_config()
-    for name, value in written["config"].items():
-        config[name] = tuple(value) if isinstance(value, list) else value
-    return config
+    return experiment.configure(written["experiment"], written["config"])
 
 
 def describe(values: dict, classes=()) -> str:
@@ -64,11 +73,9 @@ def describe(values: dict, classes=()) -> str:
     return "\n".join(lines)
 
 
-def progress(label: str):
-    """`(done, total)`, which rewrites one line of a terminal; silent elsewhere."""
-
-    def report(done, total):
-        if sys.stdout.isatty():
-            print(f"\r{label} {100 * done // total:3} %", end="", flush=True)
-
-    return report
+def show(paths: list[Path]) -> None:
+    """Print the tables among the files of a comparison, and where all of them are."""
+    for path in paths:
+        if path.suffix == ".md":
+            print(f"\n{path.read_text()}")
+    print("to look at:", *paths, sep="\n  ")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SHARE = 0.8  # of the free memory, for what the forecast does not know
 
@@ -29,8 +29,22 @@ class Plan(NamedTuple):
 
 
 def mesh() -> Mesh:
-    """All devices in one axis, over which runs are divided."""
+    """All devices in one axis, over which runs are divided; those of every process."""
     return Mesh(np.array(jax.devices()), ("runs",))
+
+
+def shared(tree, devices: Mesh):
+    """Arrays that every process has alike, whole on every device."""
+    return jax.device_put(tree, NamedSharding(devices, PartitionSpec()))
+
+
+def fetch(tree):
+    """The whole arrays on the host, on every process, those parts included that other processes hold."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def each(function: Callable[[Any, Any], Any], devices: Mesh, together: bool = True) -> Callable[[Any, Any], Any]:
@@ -66,6 +80,15 @@ def free() -> int:
     return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())
 
 
+def agreed(values, reduce=np.max) -> np.ndarray:
+    """Numbers that each process measured for itself, reduced over the processes: all of them must plan alike."""
+    if jax.process_count() == 1:
+        return np.asarray(values)
+    from jax.experimental import multihost_utils
+
+    return reduce(multihost_utils.process_allgather(np.asarray(values, np.float64)), axis=0)
+
+
 def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], float], runs: int, together: bool | None):
     """The Plan for so many runs, and its compiled program.
 
@@ -79,7 +102,7 @@ def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], fl
       runs: their number.
       together: as in Plan, or None.
     """
-    count, room = jax.device_count(), free()
+    count, room = jax.device_count(), int(agreed(free(), np.min))
 
     def fitting(together):
         lanes = -(-runs // count) * count
@@ -93,5 +116,9 @@ def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], fl
 
     if together is not None or runs <= count:
         return fitting(together is not False)
-    options = fitting(True), fitting(False)
-    return min(options, key=lambda option: seconds(option[1], option[0].lanes) / option[0].lanes)
+    options = [
+        fitting(True),
+        fitting(False),
+    ]  # not in two threads: XLA compiles on all cores, and two at once are slower
+    a_run = agreed([seconds(compiled, plan.lanes) / plan.lanes for plan, compiled in options])
+    return options[int(a_run.argmin())]

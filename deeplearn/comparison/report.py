@@ -1,176 +1,205 @@
-"""What a comparison leaves behind: tables for reading and for programs, and the pictures."""
+"""What a comparison leaves behind: tables for reading and for programs, the figures, the page, and every run."""
 
 import csv
-import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from deeplearn.comparison import scores, table
-from deeplearn.comparison.protocol import Result
-from deeplearn.pictures import style
+from deeplearn.comparison import figures, page, records, scores, summary, table
+from deeplearn.comparison.protocol import Outcome, counting_compilation
+from deeplearn.files import replacing
 
-LABELS = {
-    "loss": "training loss",
-    "validation/loss": "validation loss",
-    "validation/accuracy": "validation accuracy",
+HEADS = {
+    "steps_to_target": "steps to target",
+    "examples_to_target": "examples to target",
+    "seconds_to_target": "seconds to target",
+    "compile_seconds": "seconds compiling",
 }
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A number as a table shows it; a dash for infinity."""
-    return f"{value:.{digits}g}" if math.isfinite(value) else "-"
+def rows(outcome: Outcome) -> list[table.Row]:
+    """A row an optimizer, the best first: the soonest at the target, then the best last value."""
+    sign = -1 if outcome.goal.rises else 1
+    found = (table.row(result.final, result.tuned, outcome.metric, outcome.goal) for result in outcome.results)
+    return sorted(found, key=lambda row: (row.seconds_to_target, sign * row.final))
 
 
-def markdown(rows: list[table.Row], title: str, metric: str) -> str:
-    """The table of a comparison, the best optimizer first."""
-    tested = any(math.isfinite(row.test) for row in rows)
-    test, seeds = (f"test/{metric.split('/')[1]} | ", "fresh seeds") if tested else ("", "seeds")
-    what = "learning rate" if all(list(row.point) == ["learning_rate"] for row in rows) else "point"
-    lines = [
+def cells(outcome: Outcome) -> tuple[list[str], list[list[Any]]]:
+    """The table that people read: its columns' names, and a list of cells a row, numbers as they are."""
+    found = rows(outcome)
+    tested = any(np.isfinite(row.test) for row in found)
+    metric = outcome.metric
+    only_rates = all(list(row.point) == ["learning_rate"] for row in found)
+    columns = ["optimizer", "learning rate" if only_rates else "point", f"best {metric}", f"final {metric}", "std"]
+    columns += [f"test/{outcome.goal.metric}"] * tested + list(HEADS.values())[:3] + ["reached", "diverged"]
+    columns += ["basin"] * any(row.basin for row in found) + ["seconds compiling"]
+
+    def line(row):
+        values = [row.optimizer, table.describe(row.point), row.best, row.final, row.spread]
+        values += [row.test] * tested + [row.steps_to_target, row.examples_to_target, row.seconds_to_target]
+        values += [row.reached, row.diverged]
+        return values + [row.basin] * ("basin" in columns) + [row.compile_seconds]
+
+    return columns, [line(row) for row in found]
+
+
+DIGITS = {"std": 2, "steps to target": 7, "examples to target": 9, "seconds to target": 3, "seconds compiling": 2}
+
+
+def markdown(outcome: Outcome, title: str) -> str:
+    """The table of a workload, the best optimizer first."""
+    columns, lines = cells(outcome)
+    what, seeds = columns[1], "fresh seeds" if any(result.final.test for result in outcome.results) else "seeds"
+
+    def shown(column, value):
+        return value if isinstance(value, str) else table.number(value, DIGITS.get(column, 4))
+
+    text = [
         f"# {title}",
         "",
         f"Each optimizer at the {what} that reaches the target first; medians over {seeds}. A dash: the target was not"
         " reached by half of them.",
         "",
-        f"| optimizer | {what} | best {metric} | final {metric} | std | {test}steps to target | seconds to target |"
-        " reached | diverged | basin |",
-        "|---|---|---|---|---|---|---|---|---|" + ("---|---|" if tested else "---|"),
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
-    for row in rows:
-        cells = (
-            row.optimizer,
-            table.describe(row.point),
-            number(row.best),
-            number(row.final),
-            number(row.spread, 2),
-            *([number(row.test)] if tested else []),
-            number(row.steps_to_target, 6),
-            number(row.seconds_to_target, 3),
-            row.reached,
-            row.diverged,
-            row.basin,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    if any(row.basin for row in rows):
-        lines += [
+    text += [f"| {' | '.join(shown(*cell) for cell in zip(columns, line, strict=True))} |" for line in lines]
+    if "basin" in columns:
+        name = outcome.metric
+        text += [
             "",
-            f"Basin: the decades of learning rate within which the last {metric} is a tenth off the best at most.",
+            f"Basin: the decades of learning rate within which the last {name} is a tenth off the best at most.",
         ]
-    return "\n".join(lines) + "\n"
+    notes = paired(outcome)
+    if notes:
+        text += ["", f"How often {lines[0][0]} reaches the target in fewer steps (two-sided sign test):", ""]
+        text += [f"- {note}" for note in notes]
+    return "\n".join(text) + "\n"
 
 
-def paired(rows: list[table.Row], results: list[Result], goal, metric: str) -> str:
-    """The first optimizer of the table against each other, seed by seed, where they were run again with fresh ones."""
-    runs = {result.final.optimizer: result.final for result in results if result.final.test}
-    if rows[0].optimizer not in runs:
-        return ""
-    first, *others = (table.steps_to_target(runs[row.optimizer], metric, goal) for row in rows)
-    lines = [f"\nHow often {rows[0].optimizer} reaches the target in fewer steps than another (two-sided sign test):\n"]
-    for row, steps in zip(rows[1:], others, strict=True):
-        wins, pairs, ties, p = scores.sign_test(first, steps)
-        lines.append(f"- {row.optimizer}: {wins} of {pairs} seeds, {ties} ties, p = {p:.2g}")
-    return "\n".join(lines) + "\n"
+def paired(outcome: Outcome) -> list[str]:
+    """The first optimizer of the table against each other, seed by seed, where they ran again with fresh ones."""
+    runs = {result.final.optimizer: result.final for result in outcome.results if result.final.test}
+    first, *others = (row.optimizer for row in rows(outcome))
+    if first not in runs:
+        return []
+    steps = {name: table.steps_to_target(sweep, outcome.metric, outcome.goal) for name, sweep in runs.items()}
+
+    def line(other):
+        count = min(len(steps[first]), len(steps[other]))
+        wins, pairs, ties, p = scores.sign_test(steps[first][:count], steps[other][:count])
+        return f"{first} reaches the target before {other}: {wins} of {pairs} seeds, {ties} ties, p = {p:.2g}"
+
+    return [line(other) for other in others if other in runs]
 
 
-def write_curves(path, results: list[Result]) -> None:
-    """Every run's curves as CSV, one line an evaluation of a run."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        names = list(results[0].tuned.curves)
-        searched = list(dict.fromkeys(key for result in results for key in result.winner))
-        writer.writerow(["optimizer", *searched, "seed", "phase", "step", "epoch", "seconds", *names])
-        for result in results:
-            phases = {"tune": result.tuned} | ({"final": result.final} if result.final.test else {})
-            for phase, sweep in phases.items():
-                for run, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
-                    about = [sweep.optimizer, *(sweep.points[point].get(key, "") for key in searched), int(seed), phase]
-                    for at in range(len(sweep.steps)):
-                        place = [int(sweep.steps[at]), float(sweep.epochs[at]), float(sweep.seconds[run, at])]
-                        writer.writerow([*about, *place, *(float(sweep.curves[name][run, at]) for name in names)])
+def document(title: str, outcomes: list[Outcome], manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows, as plain data; see deeplearn.comparison.page."""
+    names = list(dict.fromkeys(result.tuned.optimizer for outcome in outcomes for result in outcome.results))
+    looks = {name: figures.look(i) for i, name in enumerate(names)}
+    shared = summary.common(outcomes)
+    several = len(outcomes) > 1 and shared[0].results
+    return {
+        "title": title,
+        "command": manifest.get("command", ""),
+        "manifest": manifest,
+        "colours": {name: colour for name, (colour, _) in looks.items()},
+        "dashes": {name: dash for name, (_, dash) in looks.items()},
+        "workloads": [_workload(outcome) for outcome in outcomes],
+        "profiles": {unit: _profiles(shared, unit) for unit in ("seconds", "epochs")} if several else None,
+    }
 
 
-def line_style(number: int) -> dict:
-    """The look of the n-th optimizer: a colour of its own, then the same colours dashed, dotted, dash-dotted."""
-    dashes = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
-    colours = style.COLOURS
-    return {"color": colours[number % len(colours)], "linestyle": dashes[number // len(colours) % len(dashes)]}
+def _workload(outcome: Outcome) -> dict[str, Any]:
+    columns, lines = cells(outcome)
+    goal, metric = outcome.goal, outcome.metric
+    tuned = {result.tuned.optimizer: result.tuned for result in outcome.results}
+
+    def runs():
+        for phase, winner, sweep in records.phases(outcome):
+            for i, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
+                yield {
+                    "optimizer": sweep.optimizer,
+                    "phase": phase,
+                    "winner": sweep.points[point] == winner,
+                    "hyperparameters": sweep.points[point],
+                    "seed": int(seed),
+                    "diverged": bool(sweep.diverged[i]),
+                    "steps": sweep.steps.tolist(),
+                    "epochs": sweep.epochs.tolist(),
+                    "seconds": sweep.seconds[i].tolist(),
+                    "curves": {name: x[i].tolist() for name, x in sweep.curves.items() if name in figures.LABELS},
+                    "test": {name: float(x[i]) for name, x in sweep.test.items()},
+                }
+
+    def bands(sweep):
+        kept = {name: x[~sweep.diverged] for name, x in sweep.curves.items() if name in figures.LABELS}
+        found = {name: table.band(x) for name, x in kept.items() if len(x)}
+        return {name: dict(zip(("middle", "low", "high"), map(list, x), strict=True)) for name, x in found.items()}
+
+    def points(tuned):
+        for found in table.sensitivity(tuned, metric):
+            fields = found._asdict()
+            yield {**fields, "learning_rate": fields.pop("rate"), "hyperparameters": fields.pop("point")}
+
+    def budget(tuned):
+        found = {key: x.tolist() for key, x in table.budget(tuned, metric, goal)._asdict().items()}
+        return {"k": list(range(1, len(tuned.points) + 1)), **found}
+
+    return {
+        "name": outcome.name,
+        "metric": metric,
+        "rises": goal.rises,
+        "target": goal.value if np.isfinite(goal.value) else None,
+        "columns": columns,
+        "rows": lines,
+        "notes": paired(outcome),
+        "runs": list(runs()),
+        "bands": {result.final.optimizer: bands(result.final) for result in outcome.results},
+        "sensitivity": {name: list(points(sweep)) for name, sweep in tuned.items()},
+        "joined": all(map(table.only_rates, tuned.values())),
+        "budget": {name: budget(sweep) for name, sweep in tuned.items()},
+        "budget_metric": metric,
+    }
 
 
-def draw_curves(path, results: list[Result], goal, metric: str) -> None:
-    """The curves of each optimizer at its best point: the median over seeds, the band from least to most."""
-    names = [name for name in LABELS if name in results[0].final.curves]
-    with style.picture(path, 3.6 * len(names), 4.0) as figure:
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for axes, name in zip(panels, names, strict=True):
-            axes.set(xlabel="epochs", title=LABELS[name])
-            if "loss" in name:
-                axes.set_yscale("log")
-            lowest = []
-            for i, (_, winner, sweep) in enumerate(results):
-                values = sweep.curves[name][~sweep.diverged]  # (S, E)
-                if not len(values):
-                    continue
-                middle, look = np.median(values, axis=0), line_style(i)
-                rate = winner.get("learning_rate")
-                label = f"{sweep.optimizer} ({number(rate, 2)})" if rate else sweep.optimizer
-                axes.plot(sweep.epochs, middle, label=label, **look)
-                low, high = values.min(axis=0), values.max(axis=0)
-                axes.fill_between(sweep.epochs, low, high, color=look["color"], alpha=0.12, linewidth=0)
-                lowest.append(middle[len(middle) // 4])
-            if "accuracy" in name and lowest:  # what tells them apart is near the top
-                axes.set_ylim(max(0.0, min(lowest)), 1.005)
-            if name == metric and math.isfinite(goal.value):
-                axes.axhline(goal.value, color=style.FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+def _profiles(outcomes: list[Outcome], unit: str) -> dict[str, Any]:
+    found = summary.profiles(outcomes, unit)
+    names = [result.final.optimizer for result in outcomes[0].results]
+    curves = {key: getattr(found, key) for key in ("rho", "low", "high") if getattr(found, key) is not None}
+    by_name = {key: dict(zip(names, x.tolist(), strict=True)) for key, x in curves.items()}
+    return {"tau": found.taus.tolist(), **by_name}
 
 
-def draw_sensitivity(path, results: list[Result], goal, metric: str) -> None:
-    """The last value against the learning rate, every optimizer: how wide its basin is, and where it falls off.
+def write(
+    workdir: Path, title: str, outcomes: list[Outcome], manifest: dict[str, Any], count_compile: bool = False
+) -> list[Path]:
+    """All files of a comparison; returns the paths of those to look at first.
 
-    Where other hyperparameters vary too, points are not joined.
+    One workload's lie in `workdir`, those of several in a directory each, and what sums them up in `workdir`.
+    `count_compile`: whether a run's seconds are to include its share of the compilation.
     """
-    with style.picture(path, style.WIDTH, 4.4) as figure:
-        axes = figure.subplots()
-        tops = []
-        for i, (sweep, _, _) in enumerate(results):
-            if "learning_rate" not in sweep.points[0]:
-                continue
-            values = np.where(sweep.diverged, np.nan, sweep.curves[metric][:, -1])
-            rates = np.array([point["learning_rate"] for point in sweep.points])
-            order = np.argsort(rates)
-            rates, groups = rates[order], [values[sweep.point == at] for at in order]
-            whole = np.array([np.isfinite(group).all() for group in groups])
-            look = line_style(i) if len(sweep.points[0]) == 1 else {**line_style(i), "linestyle": "none"}
-            middle = np.array([np.median(group) for group in groups])  # NaN where a seed diverged
-            axes.plot(rates, middle, marker="o", markersize=4, label=sweep.optimizer, **look)
-            low, high = (np.array([f(group) for group in groups]) for f in (np.min, np.max))
-            if len(sweep.points[0]) == 1:
-                axes.fill_between(rates, low, high, where=whole, color=look["color"], alpha=0.12, linewidth=0)
-            fallen = rates[~whole]
-            height = np.full(len(fallen), 0.02 + 0.02 * i)
-            axes.plot(fallen, height, "x", color=look["color"], transform=axes.get_xaxis_transform(), markersize=5)
-            tops.extend(middle[np.isfinite(middle)])
-        axes.set(xscale="log", xlabel="learning rate (x: a seed diverged)", ylabel=f"last {LABELS.get(metric, metric)}")
-        if not goal.rises:
-            axes.set_yscale("log")
-        axes.legend(ncols=2)
-
-
-def write(workdir, title: str, results: list[Result], goal, metric: str) -> list[str]:
-    """All files of a comparison; returns their paths."""
-    sign = -1 if goal.rises else 1
-    rows = sorted(
-        (table.row(result.final, result.tuned, metric, goal) for result in results),
-        key=lambda row: (row.seconds_to_target, sign * row.final),
-    )
-    paths = [workdir / name for name in ("table.md", "table.csv", "curves.csv", "curves.png", "learning_rates.png")]
-    paths[0].write_text(markdown(rows, title, metric) + paired(rows, results, goal, metric))
-    with open(paths[1], "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.Row._fields)
-        writer.writerows(row._replace(point=table.describe(row.point)) for row in rows)
-    write_curves(paths[2], results)
-    draw_curves(paths[3], results, goal, metric)
-    draw_sensitivity(paths[4], results, goal, metric)
-    return [str(path) for path in paths]
+    if count_compile:
+        outcomes = [o._replace(results=[counting_compilation(result) for result in o.results]) for o in outcomes]
+    paths = [workdir / "report.html"]
+    page.write(paths[0], document(title, outcomes, manifest))
+    shared = summary.common(outcomes)
+    if len(outcomes) > 1 and shared[0].results:
+        (workdir / "summary.md").write_text(summary.markdown(shared))
+        paths += [workdir / "summary.md", *figures.write_profiles(workdir, shared)]
+    for outcome in outcomes:
+        directory = workdir / outcome.name if len(outcomes) > 1 else workdir
+        directory.mkdir(exist_ok=True)
+        several = f"{outcome.name}: {title}" if len(outcomes) > 1 else title
+        (directory / "table.md").write_text(markdown(outcome, several))
+        with replacing(directory / "table.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(table.Row._fields)
+            writer.writerows(row._replace(point=table.describe(row.point)) for row in rows(outcome))
+        every = records.columns(outcome)
+        records.write_csv(directory / "curves.csv", every)
+        records.write_parquet(directory / "curves.parquet", every)
+        records.write_events(workdir / "tensorboard" / outcome.name, outcome)
+        paths += [directory / "table.md", *figures.write(directory, outcome)]
+    return paths

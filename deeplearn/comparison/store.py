@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from deeplearn.comparison.sweep import Sweep
@@ -25,8 +26,16 @@ def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
     """
     hyperparameters, seed = run
     identity = hashlib.sha256(json.dumps([optimizer, hyperparameters]).encode()).hexdigest()[:10]
-    folder = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in optimizer).strip("-")
-    return directory / folder / f"{phase}-{identity}-{seed}.json"
+    return directory / folder(optimizer) / f"{phase}-{identity}-{seed}.json"
+
+
+def folder(optimizer: str) -> str:
+    """The name of an optimizer's directory.
+
+    >>> folder("adam(b1=0.8)")
+    'adam-b1-0.8'
+    """
+    return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in optimizer).strip("-")
 
 
 def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> list[Run]:
@@ -35,7 +44,19 @@ def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) ->
 
 
 def write(directory: Path, phase: str, sweep: Sweep) -> None:
-    """Store every run of a sweep; UserError if that cannot be done."""
+    """Store every run of a sweep; UserError if that cannot be done.
+
+    Of several processes, which must all see the directory, the first writes, and the others wait for it.
+    """
+    if jax.process_index() == 0:
+        _write(directory, phase, sweep)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("runs written")
+
+
+def _write(directory: Path, phase: str, sweep: Sweep) -> None:
     for i, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
         run = sweep.points[point], int(seed)
         content = {
@@ -44,8 +65,10 @@ def write(directory: Path, phase: str, sweep: Sweep) -> None:
             "seed": run[1],
             "phase": phase,
             "steps": sweep.steps.tolist(),
+            "examples": sweep.examples.tolist(),
             "epochs": sweep.epochs.tolist(),
             "seconds": sweep.seconds[i].tolist(),
+            "compile_seconds": float(sweep.compile_seconds[i]),
             "curves": {name: _numbers(x[i]) for name, x in sweep.curves.items()},
             "test": {name: _numbers(x[i]) for name, x in sweep.test.items()},
         }
@@ -70,11 +93,12 @@ def read(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> Sw
         point=np.array([points.index(point) for point, _ in runs]),
         seeds=np.array([seed for _, seed in runs]),
         steps=np.array(found[0]["steps"]),
+        examples=np.array(found[0]["examples"]),
         epochs=np.array(found[0]["epochs"]),
         seconds=array([run["seconds"] for run in found]),
         curves={name: array([run["curves"][name] for run in found]) for name in found[0]["curves"]},
         test={name: array([run["test"][name] for run in found]) for name in found[0]["test"]},
-        compile_seconds=0.0,
+        compile_seconds=array([run["compile_seconds"] for run in found]),
     )
 
 

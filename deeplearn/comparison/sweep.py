@@ -13,6 +13,7 @@ from deeplearn.comparison import lanes
 from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
+from deeplearn.parallel import compiler
 from deeplearn.training import evaluation, feed, step
 from deeplearn.training.state import TrainState, begin
 
@@ -26,12 +27,12 @@ class Sweep(NamedTuple):
       optimizer: its name, with the hyperparameters that were set.
       points: the hyperparameters of each point, {name: value}.
       point, seeds: of each run, (R,); the first an index of `points`.
-      steps, epochs: of each evaluation, (E,).
+      steps, examples, epochs: until each evaluation, (E,).
       seconds: of each run and evaluation, (R, E): the run's share of its program's, which is the time of the chunks
         divided by the runs, compilation and evaluation left out.
       curves: {name: (R, E)}; `loss` is training's, the mean since the last evaluation, `validation/...` evaluation's.
       test: {name: (R,)}, the last state on the test split; empty where it was not asked for.
-      compile_seconds: of the program, and of the ones that were tried; 0 where nothing was trained.
+      compile_seconds: of each run, (R,): its share of what the program took, and the ones that were tried.
     """
 
     optimizer: str
@@ -39,11 +40,12 @@ class Sweep(NamedTuple):
     point: np.ndarray
     seeds: np.ndarray
     steps: np.ndarray
+    examples: np.ndarray
     epochs: np.ndarray
     seconds: np.ndarray
     curves: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
-    compile_seconds: float
+    compile_seconds: np.ndarray
 
     @property
     def diverged(self) -> np.ndarray:
@@ -116,7 +118,7 @@ def sweep(
     runs: Sequence[tuple[dict[str, float], int]],
     *,
     test: bool = False,
-    report=lambda done, total: None,
+    report=lambda done, total, finished, values: None,
     together: bool | None = None,
 ) -> tuple[Sweep, lanes.Plan]:
     """Train every run.
@@ -128,7 +130,8 @@ def sweep(
       experiment: all but the runs' hyperparameters and seeds.
       runs: hyperparameters and seed of each; the first are leaves of the optimizer's state, the same in every run.
       test: whether to evaluate the last states on the test split.
-      report: called with the steps done and those of all runs.
+      report: called after each evaluation with the steps done, those of all groups of runs, how many runs have ended,
+        and the values of those at work, {name: (L,)} as in `curves`.
       together: whether runs go side by side, see deeplearn.comparison.lanes; None: what is faster in a short trial.
 
     Returns:
@@ -139,32 +142,34 @@ def sweep(
     """
     if not isinstance(experiment.data.train, sources.Arrays):
         raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
+    devices = lanes.mesh()
     train, *evaluated_on = (
-        jax.device_put(dict(experiment.data.split(split).arrays)) for split in ("train", "validation", "test")
+        lanes.shared(dict(experiment.data.split(split).arrays), devices) for split in ("train", "validation", "test")
     )
     points = list({tuple(point.items()): point for point, _ in runs}.values())
     point = np.array([points.index(chosen) for chosen, _ in runs])  # (R,)
     seeds = np.array([seed for _, seed in runs])
     values = {key: np.array([points[i][key] for i in point], np.float32) for key in points[0]}  # {name: (R,)}
-    one, devices = programs(experiment), lanes.mesh()
+    one = programs(experiment)
 
     def every(function, together=True):
-        return jax.jit(lanes.each(function, devices, together))
+        return jax.jit(lanes.each(function, devices, together), compiler_options=compiler.options())
 
     every_start, every_init, every_rows = every(one.start), every(one.init), every(one.rows)
 
     def begin_all(group):
         """The states of the runs of a group, leaves (L, ...)."""
-        started = every_start(jnp.asarray(seeds[group], jnp.int32), ())
-        chosen = {key: jnp.asarray(x[group]) for key, x in values.items()}
-        return every_init((chosen, *started), ())
+        started = every_start(seeds[group].astype(np.int32), ())
+        return every_init(({key: x[group] for key, x in values.items()}, *started), ())
 
     def compile(count, together):
-        states = jax.eval_shape(lambda: begin_all(np.zeros(count, int)))
-        rows = jax.eval_shape(every_rows, states.rng, 0)
+        started = every_start.eval_shape(jax.ShapeDtypeStruct((count,), np.int32), ())
+        chosen = {key: jax.ShapeDtypeStruct((count,), np.float32) for key in values}
+        states = every_init.eval_shape((chosen, *started), ())
+        rows = every_rows.eval_shape(states.rng, 0)
         chunks = lanes.each(one.chunk, devices, together)
         run = jax.jit(lambda states, rows, shared: chunks((states, rows), shared), donate_argnums=0)
-        return run.lower(states, rows, (train, 1)).compile()
+        return run.lower(states, rows, (train, 1)).compile(compiler.options())
 
     def step_seconds(run, count):
         """What a step of all lanes takes: of more and more steps, until they take long enough to tell."""
@@ -173,17 +178,27 @@ def sweep(
         while True:
             started = time.perf_counter()
             states, _ = jax.block_until_ready(run(states, rows, (train, steps)))
-            took = time.perf_counter() - started
+            took = float(lanes.agreed(time.perf_counter() - started))
             if took > TRIAL_SECONDS or steps == experiment.eval_every:
                 return took / steps
             steps = min(4 * steps, experiment.eval_every)
 
     started = time.perf_counter()
     plan, run = lanes.choose(compile, step_seconds, len(point), together)
-    states = begin_all(np.resize(np.arange(len(point)), plan.lanes))
-    jax.block_until_ready(run(states, every_rows(states.rng, 0), (train, 1)))  # the first call is slower
-    compile_seconds = time.perf_counter() - started
     every_evaluated, every_measure = every(one.evaluated, plan.together), every(one.measure, plan.together)
+    states = begin_all(np.resize(np.arange(len(point)), plan.lanes))
+    single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
+    refresh = evaluation.needs_refresh(experiment.optimizer, single)
+
+    def measured(states, done, split):
+        """The metrics of all lanes on a split of the evaluated ones, {name: (L,)}."""
+        rows = every_rows(states.rng, done) if refresh else None
+        evaluated = every_evaluated((states, rows), train if refresh else None)
+        return every_measure((*evaluated, states.rng), evaluated_on[split])
+
+    states, _ = run(states, every_rows(states.rng, 0), (train, 1))  # the first call of each program is slower
+    jax.block_until_ready(measured(states, 1, 0))
+    compile_seconds = time.perf_counter() - started
     groups = [np.arange(i, min(i + plan.lanes, len(point))) for i in range(0, len(point), plan.lanes)]
 
     def train_group(number, group):
@@ -192,7 +207,6 @@ def sweep(
         What is missing to a whole group is trained twice.
         """
         states = begin_all(np.resize(group, plan.lanes))
-        refresh = evaluation.needs_refresh(experiment.optimizer, jax.tree.map(lambda x: x[0], states))
         done, elapsed, lines = 0, 0.0, []
         while done < experiment.steps:
             steps = min(experiment.eval_every, experiment.steps - done)
@@ -200,15 +214,14 @@ def sweep(
             states, trained = jax.block_until_ready(run(states, every_rows(states.rng, done), (train, steps)))
             elapsed += time.perf_counter() - started
             done += steps
-            rows = every_rows(states.rng, done) if refresh else None
-            evaluated = every_evaluated((states, rows), train if refresh else None)
-            found = every_measure((*evaluated, states.rng), evaluated_on[0])
-            found = {f"validation/{key}": x for key, x in found.items()}
-            lines.append((done, elapsed, jax.device_get({**trained, **found})))
-            report(number * experiment.steps + done, len(groups) * experiment.steps)
+            found = {f"validation/{key}": x for key, x in measured(states, done, 0).items()}
+            line = {key: x[: len(group)] for key, x in lanes.fetch({**trained, **found}).items()}
+            lines.append((done, elapsed, line))
+            ended = groups[number][0] + (len(group) if done == experiment.steps else 0)
+            report(number * experiment.steps + done, len(groups) * experiment.steps, int(ended), line)
         steps, seconds, curves = zip(*lines, strict=True)
-        curves = {key: np.stack([line[key] for line in curves], axis=1)[: len(group)] for key in curves[0]}
-        found = jax.device_get(every_measure((*evaluated, states.rng), evaluated_on[1])) if test else {}
+        curves = {key: np.stack([line[key] for line in curves], axis=1) for key in curves[0]}
+        found = lanes.fetch(measured(states, done, 1)) if test else {}
         found = {key: x[: len(group)] for key, x in found.items()}
         return np.array(steps), np.tile(seconds, (len(group), 1)) / len(group), curves, found
 
@@ -220,10 +233,11 @@ def sweep(
         point=point,
         seeds=seeds,
         steps=steps[0],
+        examples=steps[0] * experiment.batch_size,
         epochs=steps[0] * experiment.batch_size / len(experiment.data.train),
         seconds=np.concatenate(seconds),
         curves={key: np.concatenate([part[key] for part in curves]) for key in curves[0]},
         test={key: np.concatenate([part[key] for part in found]) for key in found[0]},
-        compile_seconds=compile_seconds,
+        compile_seconds=np.full(len(point), compile_seconds / len(point)),
     )
     return result, plan

@@ -1,5 +1,6 @@
 """From sweeps to the numbers that people compare."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,21 @@ class Row(NamedTuple):
     spread: float
     test: float
     steps_to_target: float
+    examples_to_target: float
     seconds_to_target: float
     reached: str
     diverged: str
     basin: str
+    compile_seconds: float
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number as a table shows it; a dash for what is not finite.
+
+    >>> number(0.97916), number(math.inf)
+    ('0.9792', '-')
+    """
+    return f"{value:.{digits}g}" if math.isfinite(value) else "-"
 
 
 def final(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
@@ -75,12 +87,75 @@ def of_point(sweep: Sweep, point: int) -> Sweep:
         seconds=sweep.seconds[runs],
         curves={name: x[runs] for name, x in sweep.curves.items()},
         test={name: x[runs] for name, x in sweep.test.items()},
+        compile_seconds=sweep.compile_seconds[runs],
     )
+
+
+def only_rates(sweep: Sweep) -> bool:
+    """Whether the learning rate is all that was searched."""
+    return all(list(point) == ["learning_rate"] for point in sweep.points)
+
+
+class RatePoint(NamedTuple):
+    """The last value of a point's runs that did not diverge: median, least and greatest, NaN if all did."""
+
+    rate: float
+    middle: float
+    low: float
+    high: float
+    diverged: int
+    runs: int
+    point: dict[str, float]
+
+
+def sensitivity(tuned: Sweep, metric: str) -> list[RatePoint]:
+    """Every point by its learning rate, ascending; none where that was not searched. NaN where a seed diverged."""
+    if "learning_rate" not in tuned.points[0]:
+        return []
+
+    def of(i, point):
+        runs = tuned.point == i
+        values, lost = tuned.curves[metric][runs, -1], int(tuned.diverged[runs].sum())
+        found = (np.median(values), values.min(), values.max()) if not lost else (np.nan,) * 3
+        return RatePoint(point["learning_rate"], *(float(x) for x in found), lost, int(runs.sum()), point)
+
+    return sorted((of(i, point) for i, point in enumerate(tuned.points)), key=lambda found: found.rate)
+
+
+class Budget(NamedTuple):
+    """What a search of only k of the points finds, k = 1 .. P, each (P,): see deeplearn.comparison.scores.
+
+    Fields:
+      expected: the best last value, a mean; infinitely bad for a k with which all may diverge.
+      median: the least steps to the target.
+      chance: that one of them reaches the target.
+    """
+
+    expected: np.ndarray
+    median: np.ndarray
+    chance: np.ndarray
+
+
+def budget(tuned: Sweep, metric: str, goal: Target) -> Budget:
+    """The Budget of an optimizer's search; a point counts by the median over its seeds."""
+
+    def middle(values):
+        return np.array([np.median(values[tuned.point == i]) for i in range(len(tuned.points))])  # (P,)
+
+    steps = middle(steps_to_target(tuned, metric, goal))
+    expected = scores.best_of(middle(final(tuned, metric, goal)), goal.rises)
+    return Budget(expected, scores.median_best_of(steps), scores.chance_of_reaching(np.isfinite(steps)))
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The median over seeds of (S, E), and its 95 % bootstrap band: three (E,)."""
+    low, high = scores.bootstrap(values[:, None], lambda drawn: np.median(drawn[:, 0], axis=0), resamples=1000)
+    return np.median(values, axis=0), low, high
 
 
 def basin(tuned: Sweep, metric: str, goal: Target) -> str:
     """How far the learning rate may be from its best for a last value within a tenth of the best one; see Row."""
-    if any(list(point) != ["learning_rate"] for point in tuned.points) or tuned.diverged.all():
+    if not only_rates(tuned) or tuned.diverged.all():
         return ""
     values = final(tuned, metric, goal)
     middle = [np.median(values[tuned.point == i]) for i in range(len(tuned.points))]
@@ -118,8 +193,10 @@ def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
         spread=float(np.std(values[:, -1])),
         test=float(np.median(winner.test[goal.metric])) if winner.test else np.nan,
         steps_to_target=float(np.median(steps)),
+        examples_to_target=float(np.median(np.append(winner.examples, np.inf)[first])),
         seconds_to_target=float(np.median(seconds)),
         reached=f"{int(np.isfinite(steps).sum())} of {len(steps)}",
         diverged=f"{int(tuned.diverged.sum())} of {len(tuned.seeds)}",
         basin=basin(tuned, metric, goal),
+        compile_seconds=float(tuned.compile_seconds.sum() + (winner.compile_seconds.sum() if winner.test else 0.0)),
     )

@@ -64,7 +64,7 @@ def picture(path: str | os.PathLike, width: float, height: float, layout: str | 
         matplotlib.rcParams.update(matplotlib.rcParamsDefault | _SETTINGS)
         figure = Figure(figsize=(width, height), layout=layout)
         yield figure
-        figure.savefig(temporary, format="png", dpi=DOTS)
+        figure.savefig(temporary, dpi=DOTS)
 
 
 def text_width(text: str, points: float, weight: str = "normal") -> float:

@@ -51,7 +51,7 @@ def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Log
             temporary.write_text(kept)
     with writing(path):
         file = path.open("a")
-    events = _open_events(path.parent / EVENTS, 0 if resume_step is None else resume_step + 1)
+    events = open_events(path.parent / EVENTS, 0 if resume_step is None else resume_step + 1)
 
     def write(step: int, scalars: dict[str, Any]) -> None:
         numbers = {name: float(value) for name, value in scalars.items()}
@@ -101,8 +101,11 @@ def _to_json(value: float) -> float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _open_events(directory: pathlib.Path, purge_step: int) -> Logs:
-    """TensorBoard's event file, written at once and not, as SummaryWriter does, by a thread whose errors get lost."""
+def open_events(directory: pathlib.Path, purge_step: int = 0) -> Logs:
+    """TensorBoard's event file, written at once and not, as SummaryWriter does, by a thread whose errors get lost.
+
+    `purge_step`: what is there already of this step and later ones is hidden.
+    """
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog

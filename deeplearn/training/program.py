@@ -9,8 +9,8 @@ import jax
 from deeplearn import metrics
 from deeplearn.data import sources
 from deeplearn.experiment import Experiment
+from deeplearn.parallel import compiler, placement
 from deeplearn.parallel import mesh as meshes
-from deeplearn.parallel import placement
 from deeplearn.tasks import transformations
 from deeplearn.training import evaluation, feed, step
 from deeplearn.training.state import TrainState, create
@@ -55,9 +55,10 @@ def build(experiment: Experiment) -> Program:
     train_step = step.make_step(transformations.with_parameters(task, gather), optimizer, accumulate=config.accumulate)
     chunk = step.make_chunk(train_step, fed.batch_of)
     refresh = min(evaluation.REFRESH, experiment.log_every) if evaluation.needs_refresh(optimizer, shapes) else 0
-    evaluated = jax.jit(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
+    compile = partial(jax.jit, compiler_options=compiler.options())
+    evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
     constrain = partial(meshes.constrain_batch, mesh=mesh)
-    sums = jax.jit(evaluation.make_evaluate(task, meshes.batch_parts(mesh), constrain), out_shardings=whole)
+    sums = compile(evaluation.make_evaluate(task, meshes.batch_parts(mesh), constrain), out_shardings=whole)
 
     def evaluate(state, split):
         params, model_state = evaluated(state, fed.data(int(state.step), refresh) if refresh else None)
@@ -67,8 +68,8 @@ def build(experiment: Experiment) -> Program:
     return Program(
         mesh=mesh,
         abstract=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
-        init=lambda: jax.block_until_ready(jax.jit(init, out_shardings=placed)()),
+        init=lambda: jax.block_until_ready(compile(init, out_shardings=placed)()),
         feed=fed,
-        chunk=jax.jit(chunk, donate_argnums=0, out_shardings=(placed, whole)),
+        chunk=compile(chunk, donate_argnums=0, out_shardings=(placed, whole)),
         evaluate=evaluate,
     )

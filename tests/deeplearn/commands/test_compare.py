@@ -1,4 +1,5 @@
 import csv
+import time
 
 import pytest
 
@@ -19,7 +20,8 @@ def test_compare(run, tmp_path):
     assert status == 0, err
     assert "| adam |" in out and "| momentum(momentum=0.8) |" in out and "curves.png" in out
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names >= {"curves.png", "learning_rates.png", "table.md", "table.csv", "curves.csv", "manifest.json"}
+    assert names >= {"curves.png", "learning_rates.pdf", "budget.png", "table.md", "table.csv", "curves.parquet"}
+    assert names >= {"report.html", "study.json", "manifest.json", "tensorboard", "runs"}
     table = rows(tmp_path / "run" / "table.csv")
     assert {row["optimizer"] for row in table} == {"adam", "momentum(momentum=0.8)"}
     curves = rows(tmp_path / "run" / "curves.csv")
@@ -32,7 +34,23 @@ def test_compare(run, tmp_path):
         "compare", *FIELDS, "--optimizers=adam,lion", "--learning_rates=2", "--seeds=2", "--reruns=1"
     )
     assert status == 0, err
-    assert "all 5 runs are there already" in again and "lion" in again and rows(tmp_path / "run" / "table.csv")
+    assert "all runs are there already" in again and "lion" in again and rows(tmp_path / "run" / "table.csv")
+    with_lion = (tmp_path / "run" / "table.md").read_text()
+    (tmp_path / "run" / "table.md").unlink()
+    status, out, err = run("report", "--workdir=run")
+    assert status == 0 and (tmp_path / "run" / "table.md").read_text() == with_lion and with_lion in out, err
+    assert "learning_rates.png" in out and "training" not in err
+    lost = sorted((tmp_path / "run" / "runs" / "digits_mlp" / "lion").glob("tune-*"))[0]
+    lost.unlink()
+    status, out, err = run("report", "--workdir=run", "--count_compile")
+    assert status == 0 and "1 of 4 tune runs of lion are not there yet" in out and "| lion |" not in out, err
+    status, out, err = run("compare", "--resume", "--workdir=run", "--optimizers=momentum(momentum=0.8)")
+    assert status == 0 and "lion           1 runs of 61 steps" in out, err
+    assert {row["optimizer"] for row in rows(tmp_path / "run" / "table.csv")} >= {
+        "adam",
+        "lion",
+        "momentum(momentum=0.8)",
+    }
     status, _, err = run("compare", *FIELDS, "--config.batch_size=32", "--optimizers=adam", "--reruns=1")
     assert status == 2 and "batch_size" in err and "Traceback" not in err
 
@@ -63,16 +81,27 @@ def test_workloads(run, tmp_path):
     status, out, err = run("compare", "--workloads=sequence_rnn,digits_mlp", "--workdir=run", *flags)
     assert status == 0, err
     assert "2 optimizers on 2 workloads" in out and "| sequence_rnn, epochs |" in out
-    for path in ("summary.md", "profiles.png", "digits_mlp/table.md", "sequence_rnn/curves.png"):
+    for path in ("report.html", "summary.md", "profiles.pdf", "digits_mlp/table.md", "sequence_rnn/curves.png"):
         assert (tmp_path / "run" / path).exists()
 
 
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--workloads=digits_mlp,sequence_rn",), "unknown experiment 'sequence_rn'; did you mean sequence_rnn?"),
-        (("--workloads=digits_mlp", "--config=digits_mlp"), "give either --config=FILE or --workloads=NAME,NAME"),
-        ((), "give either --config=FILE or --workloads=NAME,NAME"),
+        (("--workloads=digits_mlp,sequence_rn",), "unknown experiment 'sequence_rn'; did you mean sequence_rnn"),
+        (("--workloads=digits_mlp", "--config=digits_mlp"), "give one of --config=FILE, --study=FILE"),
+        (("--study=two_cores", "--config=digits_mlp"), "give one of --config=FILE, --study=FILE"),
+        ((), "give one of --config=FILE, --study=FILE, --workloads=NAME,NAME and --resume"),
+        (("--study=two_core",), "unknown study 'two_core'; did you mean two_cores?"),
+        (
+            ("--study=two_cores", "--workloads=digits"),
+            "unknown workload of the study 'digits'; did you mean digits_mlp?",
+        ),
+        (("--resume",), "run holds no study; give the --workdir of a `deeplearn compare`"),
+        (
+            ("--config=digits_mlp", "--config.target=accuracy<=0.9"),
+            "is in the wrong direction: more accuracy is better",
+        ),
     ],
 )
 def test_mistakes_in_workloads(run, arguments, said):
@@ -84,10 +113,11 @@ def test_mistakes_in_workloads(run, arguments, said):
     "arguments, said",
     [
         (("--optimizers=adam,momentun",), "unknown optimizer 'momentun'; did you mean momentum"),
-        (("--learning_rates=0",), "--learning_rates=0 is neither"),
-        (("--learning_rates=0.1,-1",), "--learning_rates=0.1,-1 is neither"),
-        (("--seeds=0",), "--seeds=0"),
-        (("--points=0",), "--points=0"),
+        (("--learning_rates=0",), "learning_rates, 0, are neither a number of rates nor rates above 0"),
+        (("--learning_rates=0.1,-1",), "are neither a number of rates nor rates above 0"),
+        (("--learning_rates=0.1,x",), "--learning_rates=0.1,x is neither"),
+        (("--seeds=0",), "seeds is 0; it must be a whole number, at least 1"),
+        (("--points=0",), "points is 0"),
         (("--optimizers=minibatch_sgd(learning_rate=1.0)", "--points=3"), "leaves nothing to search"),
         (("--optimizers=adam(learning_rate=1.0)",), "sets the learning rate that is to vary"),
     ],
@@ -95,3 +125,74 @@ def test_mistakes_in_workloads(run, arguments, said):
 def test_mistakes(run, arguments, said):
     status, _, err = run("compare", *FIELDS, *arguments)
     assert status == 2 and said in err and "Traceback" not in err
+
+
+STUDY = """
+def get_study():
+    return {
+        "workloads": {"short": {"experiment": "digits_mlp", "epochs": 1.0, "features": (8,)}, "sequence_rnn": {}},
+        "optimizers": ["adam", "momentum"],
+        "points": 2,
+        "spaces": {"adam": {"learning_rate": (0.001, 0.01)}},
+        "seeds": 1,
+        "reruns": 0,
+    }
+"""
+
+
+def test_a_study_is_a_file_and_a_directory(run, tmp_path):
+    """Run in part, then edited: refused with nothing lost; put back: what is finished is not run again."""
+    file = tmp_path / "mine.py"
+    file.write_text(STUDY)
+    status, out, err = run("compare", "--study=mine.py", "--workloads=short", "--optimizers=adam", "--workdir=run")
+    assert status == 0 and "short: 1 optimizers x 2 points x 1 seeds" in out, err
+    records = {path: path.read_bytes() for path in (tmp_path / "run" / "runs").rglob("*.json")}
+    assert len(records) == 2
+    file.write_text(STUDY.replace("(0.001, 0.01)", "(0.001, 0.1)"))
+    status, _, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
+    assert status == 2 and "spaces.adam.learning_rate is [0.001, 0.01] there and [0.001, 0.1] here" in err
+    file.write_text(STUDY.replace("1.0", "2.0"))
+    status, _, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
+    assert status == 2 and "workloads.short.epochs is 1.0 there and 2.0 here" in err and "Traceback" not in err
+    file.write_text(STUDY)
+    status, out, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
+    assert status == 0 and "adam           all runs are there already" in out and "| momentum |" in out, err
+    assert all(path.read_bytes() == content for path, content in records.items())
+
+
+def test_a_corrupt_record_is_named(run, tmp_path):
+    flags = ("--optimizers=adam", "--learning_rates=2", "--seeds=1", "--reruns=0")
+    assert run("compare", *FIELDS, *flags)[0] == 0
+    first, second = sorted((tmp_path / "run" / "runs").rglob("*.json"))
+    whole = second.read_bytes()
+    first.write_text(first.read_text()[:-20])
+    for command in (("compare", *FIELDS, *flags), ("report", "--workdir=run")):
+        status, _, err = run(*command)
+        assert status == 2 and f"{first.name} is damaged; delete it" in err and err.count("\n") == 1
+    first.unlink()
+    status, out, err = run("compare", *FIELDS, *flags)
+    assert status == 0 and "1 runs of" in out and second.read_bytes() == whole, err
+
+
+def test_a_killed_comparison_goes_on(start, run, tmp_path):
+    """Killed when the first optimizer's runs are there: the next command trains only the others."""
+    flags = (*FIELDS, "--optimizers=adam,lion,muon", "--learning_rates=2", "--seeds=1", "--reruns=0")
+    process = start("compare", *flags)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "run").rglob("tune-*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    status, out, err = run("compare", *flags)
+    assert status == 0 and "adam           all runs are there already" in out and "| muon |" in out, err
+
+
+def test_no_report_without_runs(run, tmp_path):
+    status, _, err = run("report", "--workdir=run")
+    assert status == 2 and "holds no study" in err
+    assert run("compare", *FIELDS, "--optimizers=adam", "--learning_rates=1", "--seeds=1", "--reruns=0")[0] == 0
+    for path in (tmp_path / "run" / "runs").rglob("*.json"):
+        path.unlink()
+    status, out, err = run("report", "--workdir=run")
+    assert status == 2 and "1 of 1 tune runs of adam are not there yet" in out
+    assert "has no optimizer with all its runs; run `deeplearn compare --resume` first" in err

@@ -70,3 +70,25 @@ def test_a_grid_of_one_is_the_default():
 def test_mistakes(make, text, said):
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
         make(text, 4)
+
+
+def test_bounds_replace_the_tables():
+    found = points.halton("adam", 8, bounds={"b1": (0.5, 0.6), "eps": (1e-8, 1e-3)})
+    assert all(0.5 <= point["b1"] <= 0.6 and 1e-8 <= point["eps"] <= 1e-3 for point in found)
+    assert [set(point) for point in found] == [{"learning_rate", "b1", "b2", "eps"}] * 8
+    assert points.grid("adam", 2, {"learning_rate": (0.1, 1.0)}) == [{"learning_rate": 0.1}, {"learning_rate": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "bounds, said",
+    [
+        ({"b1": (0.9, 0.8)}, "the space of adam's b1 is empty, from 0.9 to 0.8"),
+        ({"b1": (0.9, 0.9)}, "is empty"),
+        ({"b1": (0.9, 1.5)}, "b1=1.5 is out of range"),
+        ({"b9": (0.1, 0.2)}, "unknown hyperparameter of adam 'b9'; did you mean"),
+        ({"learning_rate": (0.0, 0.1)}, "begins at 0.0; it is searched in log"),
+    ],
+)
+def test_bounds_that_make_no_sense(bounds, said):
+    with pytest.raises(UserError, match=said):
+        points.space("adam", bounds)

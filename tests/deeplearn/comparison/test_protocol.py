@@ -3,10 +3,9 @@ import pytest
 
 from deeplearn.comparison import protocol, sweep
 from deeplearn.config import base_config
-from deeplearn.data import synthetic
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
-from deeplearn.experiment import wire
+from deeplearn.experiment import Target, wire
 from deeplearn.models.mlp import MLP
 from deeplearn.tasks.classification import classification
 
@@ -88,8 +87,52 @@ def test_without_reruns_the_test_split_stays_unseen(tmp_path, trained):
     assert result.final.points == (result.winner,)
 
 
-def test_regression_is_judged_by_its_loss():
-    data = synthetic.sequences()
-    experiment = build()._replace(data=data, target=None)
-    goal, metric = protocol.goal_of(experiment)
-    assert (goal.metric, goal.rises, metric) == ("loss", False, "validation/loss")
+def test_what_decides():
+    """The target; without one accuracy, where it is evaluated, else the loss."""
+    goal = Target("loss", False, 0.5)
+    assert protocol.goal_of(goal, ["loss", "validation/loss"]) == (goal, "validation/loss")
+    assert protocol.goal_of(None, ["validation/loss", "validation/accuracy"])[1] == "validation/accuracy"
+    assert protocol.goal_of(None, ["accuracy", "validation/loss"])[1] == "validation/loss"  # training's does not count
+
+
+def test_how_far_the_runs_are(tmp_path):
+    lives = []
+    result, _ = protocol.run(
+        tmp_path, "minibatch_sgd", build(optimizer="minibatch_sgd"), POINTS, (0, 1), 0, lives.append
+    )
+    assert [(live.done, live.ended, live.diverged) for live in lives] == [(0.5, 0, 2), (1.0, 6, 2)]
+    best = result.tuned.curves["validation/accuracy"][:4].max(axis=0)
+    assert [live.best for live in lives] == [best[0], max(best)] and lives[0].metric == "accuracy"
+
+
+def test_groups_of_runs_add_up():
+    """Two groups of two runs and two evaluations each: the first loses one, and the second another."""
+    lives = []
+    report = protocol.follow(Target("loss", False, 0.0), 4, lives.append)
+    for done, ended, loss in ((1, 0, [0.5, 1.0]), (2, 2, [0.4, np.nan]), (3, 2, [0.6, np.inf]), (4, 4, [0.3, np.nan])):
+        report(done, 4, ended, {"loss": np.array(loss), "validation/loss": np.array(loss)})
+    assert [(live.ended, live.diverged, live.best) for live in lives] == [
+        (0, 0, 0.5),
+        (2, 1, 0.4),
+        (2, 2, 0.4),
+        (4, 2, 0.3),
+    ]
+
+
+def test_stored_runs_give_the_same_result(tmp_path, trained):
+    """Without training; and without all of the runs there is none."""
+    first, _ = run(tmp_path)
+    target = build().target
+    found = protocol.stored(tmp_path, "minibatch_sgd", POINTS, (0, 1), 3, target)
+    assert found.winner == first.winner and len(trained) == 2
+    np.testing.assert_array_equal(found.final.seconds, first.final.seconds)
+    with pytest.raises(protocol.Unfinished, match="3 of 9 tune runs of minibatch_sgd are not there yet"):
+        protocol.stored(tmp_path, "minibatch_sgd", POINTS, (0, 1, 2), 3, target)
+
+
+def test_compilation_on_the_clock(tmp_path):
+    result, works = run(tmp_path)
+    counted = protocol.counting_compilation(result)
+    share = works[0].compile_seconds / 6
+    np.testing.assert_allclose(counted.tuned.seconds, result.tuned.seconds + share)
+    np.testing.assert_allclose(counted.final.seconds, result.final.seconds + works[1].compile_seconds / 3)

@@ -22,11 +22,12 @@ def make():
         point=np.array([0, 0, 1, 1]),
         seeds=np.array([0, 7, 0, 7]),
         steps=np.array([5, 10, 12]),
+        examples=np.array([80, 160, 192]),
         epochs=np.array([1.0, 2.0, 2.4]),
         seconds=rng.random((4, 3)),
         curves={"loss": curve, "validation/loss": curve + 1},
         test={"accuracy": rng.random(4)},
-        compile_seconds=3.0,
+        compile_seconds=rng.random(4),
     )
 
 
@@ -34,8 +35,8 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
     sweep = make()
     store.write(tmp_path, "tune", sweep)
     found = store.read(tmp_path, NAME, "tune", RUNS)
-    assert found.points == POINTS and found.compile_seconds == 0
-    for name in ("point", "seeds", "steps", "epochs", "seconds"):
+    assert found.points == POINTS
+    for name in ("point", "seeds", "steps", "examples", "epochs", "seconds", "compile_seconds"):
         np.testing.assert_array_equal(getattr(found, name), getattr(sweep, name))
     for name, values in sweep.curves.items():
         np.testing.assert_array_equal(found.curves[name], values)

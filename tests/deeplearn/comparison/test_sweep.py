@@ -81,10 +81,12 @@ def test_lanes_do_not_depend_on_how_they_are_run():
 def test_shapes_and_axes():
     calls = []
     result, _ = sweeps.sweep("adam", build(), runs([0.001, 0.01], [0, 1, 2]), report=lambda *at: calls.append(at))
+    assert result.examples.tolist() == [96, 192, 288, 384]
     assert result.steps.tolist() == [6, 12, 18, 24] and result.epochs.tolist() == [1, 2, 3, 4]
     assert result.curves["validation/accuracy"].shape == (6, 4) and "validation/confusion" not in result.curves
-    assert (np.diff(result.seconds) > 0).all() and result.compile_seconds > 0
-    assert calls[-1] == (24, 24)
+    assert (np.diff(result.seconds) > 0).all() and (result.compile_seconds > 0).all()
+    assert [call[:3] for call in calls] == [(6, 24, 0), (12, 24, 0), (18, 24, 0), (24, 24, 6)]
+    np.testing.assert_array_equal(calls[1][3]["validation/loss"], result.curves["validation/loss"][:, 1])
     assert not result.diverged.any()
 
 
@@ -97,7 +99,8 @@ def test_what_the_memory_does_not_bear_waits(monkeypatch):
     calls = []
     parts, smaller = sweeps.sweep("adam", build(), wanted, together=True, report=lambda *at: calls.append(at))
     assert smaller.lanes in (8, 16) and smaller.bytes < plan.bytes
-    assert calls[-1] == (24 * -(-20 // smaller.lanes),) * 2
+    groups = -(-20 // smaller.lanes)
+    assert calls[-1][:3] == (24 * groups, 24 * groups, 20) and calls[3][2] == smaller.lanes
     for name, values in whole.curves.items():
         np.testing.assert_allclose(parts.curves[name], values, rtol=2e-3, atol=1e-6)
 

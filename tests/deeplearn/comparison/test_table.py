@@ -23,11 +23,12 @@ def make(accuracy, loss=None, rates=(0.1, 0.1, 1.0, 1.0)):
         point=np.unique(rates, return_inverse=True)[1],
         seeds=np.tile([0, 1], len(rates) // 2),
         steps=steps,
+        examples=steps * 16,
         epochs=steps / 10,
         seconds=np.tile(steps / 100, (len(rates), 1)),
         curves={"loss": loss, "validation/loss": loss, "validation/accuracy": accuracy},
         test={},
-        compile_seconds=1.0,
+        compile_seconds=np.full(len(rates), 0.5),
     )
 
 
@@ -91,6 +92,7 @@ def test_row():
     assert (row.optimizer, row.point) == ("sgd", {"learning_rate": 0.1})
     assert row.best == pytest.approx(0.85) and row.final == pytest.approx(0.8) and row.spread == pytest.approx(0.1)
     assert row.steps_to_target == 25 and row.seconds_to_target == pytest.approx(0.25)
+    assert row.examples_to_target == 400 and row.compile_seconds == 2.0  # of all that tuned, and no reruns
     assert (row.reached, row.diverged) == ("2 of 2", "1 of 4")
 
 

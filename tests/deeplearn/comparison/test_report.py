@@ -1,0 +1,60 @@
+import csv
+import json
+
+import pytest
+
+from deeplearn.comparison import page, report
+
+
+def test_the_table(outcomes):
+    """The soonest at the target first; what the runs reached, and the test set's value, medians of three."""
+    columns, (first, second) = report.cells(outcomes[0])
+    row = dict(zip(columns, first, strict=True))
+    assert row["optimizer"] == "quick" and second[0] == "slow"
+    assert (row["steps to target"], row["examples to target"], row["seconds to target"]) == (20, 320, 2.0)
+    assert (row["reached"], row["diverged"], row["test/accuracy"]) == ("3 of 3", "3 of 6", 0.1)
+    assert row["seconds compiling"] == 4.5 and row["learning rate"] == "0.1"
+    text = report.markdown(outcomes[1], "a title")
+    assert text.startswith("# a title") and "| quick | 0.1 | 0.5 | 0.5 | 0.19 | 0.1 | - | - | - | 1 of 3 |" in text
+
+
+def test_the_paired_statement(outcomes):
+    """Slow is at the target after two evaluations each, quick after 4, 1 and 2: one seed each, and a tie."""
+    assert report.paired(outcomes[0]) == ["quick reaches the target before slow: 1 of 2 seeds, 1 ties, p = 1"]
+    assert report.paired(outcomes[1]) == ["slow reaches the target before quick: 2 of 2 seeds, 1 ties, p = 0.5"]
+
+
+def test_the_document_is_json(outcomes):
+    found = report.document("t", outcomes, {"command": "python -m deeplearn compare"})
+    json.dumps(page.finite(found), allow_nan=False)
+    first = found["workloads"][0]
+    assert found["command"] == "python -m deeplearn compare" and list(found["colours"]) == ["slow", "quick"]
+    assert len(first["runs"]) == 18 and sum(run["diverged"] for run in first["runs"]) == 6
+    assert [run["winner"] for run in first["runs"][:6]] == [True] * 3 + [False] * 3
+    assert first["budget"]["quick"]["k"] == [1, 2] and first["budget"]["quick"]["chance"] == [0.5, 1.0]
+    assert first["sensitivity"]["slow"][1]["diverged"] == 3 and first["joined"]
+    assert set(first["bands"]["slow"]["loss"]) == {"middle", "low", "high"} and first["target"] == 0.8
+    assert len(found["profiles"]["seconds"]["rho"]["slow"]) == len(found["profiles"]["seconds"]["tau"])
+    assert report.document("t", outcomes[:1], {})["profiles"] is None
+
+
+def test_files(tmp_path, outcomes):
+    """Of several workloads a directory each; a figure is there twice, as a picture and for a paper."""
+    paths = [path.relative_to(tmp_path).as_posix() for path in report.write(tmp_path, "t", outcomes, {})]
+    assert paths[:3] == ["report.html", "summary.md", "profiles.png"] and "two/budget.png" in paths
+    for path in tmp_path.rglob("*.png"):
+        assert path.read_bytes()[:4] == b"\x89PNG" and path.with_suffix(".pdf").read_bytes()[:5] == b"%PDF-"
+    with open(tmp_path / "one" / "table.csv") as file:
+        assert [row["optimizer"] for row in csv.DictReader(file)] == ["quick", "slow"]
+    assert {path.suffix for path in (tmp_path / "two").iterdir()} == {".md", ".csv", ".parquet", ".png", ".pdf"}
+
+
+def test_one_workload_needs_no_directory(tmp_path, outcomes):
+    paths = report.write(tmp_path, "t", outcomes[:1], {})
+    assert {path.parent for path in paths} == {tmp_path} and not (tmp_path / "summary.md").exists()
+
+
+def test_compilation_on_the_clock(tmp_path, outcomes):
+    report.write(tmp_path, "t", outcomes[:1], {}, count_compile=True)
+    with open(tmp_path / "table.csv") as file:
+        assert [float(row["seconds_to_target"]) for row in csv.DictReader(file)] == pytest.approx([2.5, 4.5])
