@@ -21,7 +21,7 @@ def get_config():
         features=(128, 128),
         dropout=0.0,
         epochs=30.0,  # accuracy is flat from about the twentieth
-        target="accuracy>=0.95",
+        target="accuracy>=0.95",  # our own: a run passes it in its third epoch or so
     )
 
 

@@ -15,5 +15,5 @@ build = mnist_cnn.build
 def get_config():
     config = mnist_cnn.get_config()
     config.dataset = "fashion_mnist"  # the line
-    config.target = "accuracy>=0.91"
+    config.target = "accuracy>=0.91"  # our own: a point below where it ends
     return config

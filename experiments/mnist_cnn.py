@@ -29,7 +29,7 @@ def get_config():
         log_every=200,
         eval_every=200,  # the best of many checkpoints: from batch to batch the accuracy moves by a tenth of a percent
         checkpoint_every=844,  # an epoch
-        target="accuracy>=0.99",
+        target="accuracy>=0.99",  # our own: a little below the published 99.17 % on test
     )
 
 

@@ -24,7 +24,7 @@ def get_config():
         optimizer="adam",  # at its default, 0.001
         batch_size=32,
         epochs=10.0,
-        target="loss<=0.05",
+        target="loss<=0.05",  # our own: about a fifth of the error of repeating the last value
     )
 
 

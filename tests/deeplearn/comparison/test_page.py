@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from deeplearn.comparison import page
+from deeplearn.comparison import page, report
 from deeplearn.errors import UserError
 
 plotly = pytest.importorskip("plotly")
@@ -324,3 +324,18 @@ def test_what_is_not_there_is_not_shown(driver, tmp_path):
     reader.press("view", "runs")
     assert reader.ask("document.querySelectorAll('.plot').length") == 3
     assert driver.get_log("browser") == []
+
+
+def test_what_a_comparison_leaves_opens(driver, tmp_path, outcomes):
+    """The document of a comparison, as `report` makes it: nothing that the page asks of it is missing."""
+    page.write(tmp_path / "report.html", report.document("two workloads", outcomes, {"command": "deeplearn compare"}))
+    driver.get((tmp_path / "report.html").as_uri())
+    reader = Reader(driver)
+    assert reader.ask("document.getElementById('summary').innerText").startswith(
+        "2 optimizers, 2 workloads, 36 runs, 12"
+    )
+    assert all({"slow", "quick"} <= names for names in reader.names())
+    reader.press("view", "runs")
+    reader.chip("quick").click()
+    assert all("quick" not in names and "slow" in names for names in reader.names())
+    assert reader.column(0) == ["quick", "slow"] and driver.get_log("browser") == []
