@@ -117,7 +117,7 @@ def compare(declared, workload, workdir: Path):
     return outcome, done
 
 
-def main() -> None:
+def main() -> int:
     start = time.perf_counter()
     from deeplearn.commands import runs
     from deeplearn.comparison import report, study
@@ -127,16 +127,25 @@ def main() -> None:
     declared, workdir = chosen(), runs.make_workdir(WORKDIR.value)
     with manifest.lock(workdir):
         study.check_same(workdir, declared)
+        for workload in declared.workloads:
+            runs.build(workload.path, workload.config)  # data that are not there show now, not after hours
         study.write(workdir, declared)
         manifest.write(workdir, study.as_json(declared), STUDY.value or declared.workloads[0].path, runs.command())
         outcomes, works = [], []
         for workload in declared.workloads:
             if len(declared.workloads) > 1:
                 print(f"\n{workload.name}")
-            outcome, done = compare(declared, workload, workdir)
+            try:
+                outcome, done = compare(declared, workload, workdir)
+            except KeyboardInterrupt:
+                print(
+                    f"\nstopped; the runs that were finished are in {workdir}, and the same command goes on with them"
+                )
+                return 130  # what a shell says of a program that Ctrl-C ended
             outcomes.append(outcome)
             works += done
         paths = report.write(workdir, study.title(declared), outcomes, manifest.read(workdir), COUNT_COMPILE.value)
     runs.show(paths)
     training, compiling = sum(work.seconds for work in works), sum(work.compile_seconds for work in works)
     print(f"{time.perf_counter() - start:.0f} s: {training:.0f} s of training, {compiling:.0f} s of compilation")
+    return 0

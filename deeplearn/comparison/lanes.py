@@ -116,9 +116,7 @@ def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], fl
 
     if together is not None or runs <= count:
         return fitting(together is not False)
-    options = [
-        fitting(True),
-        fitting(False),
-    ]  # not in two threads: XLA compiles on all cores, and two at once are slower
+    # Not in two threads: XLA compiles on all cores, and two compilations at once take longer than one after the other.
+    options = [fitting(True), fitting(False)]
     a_run = agreed([seconds(compiled, plan.lanes) / plan.lanes for plan, compiled in options])
     return options[int(a_run.argmin())]

@@ -1,5 +1,6 @@
 import csv
 import os
+import signal
 import time
 
 import pytest
@@ -177,15 +178,17 @@ def test_a_corrupt_record_is_named(run, tmp_path):
     assert status == 0 and "1 runs of" in out and second.read_bytes() == whole, err
 
 
-def test_a_killed_comparison_goes_on(start, run, tmp_path):
-    """Killed when the first optimizer's runs are there: the next command trains only the others."""
+@pytest.mark.parametrize("number, status, said", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped; what was")])
+def test_a_stopped_comparison_goes_on(start, run, tmp_path, number, status, said):
+    """Stopped when the first optimizer's runs are there: the next command trains only the others."""
     flags = (*FIELDS, "--optimizers=adam,lion,muon", "--learning_rates=2", "--seeds=1", "--reruns=0")
     process = start("compare", *flags)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "run").rglob("tune-*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == status and said in out and "Traceback" not in err
     status, out, err = run("compare", *flags)
     assert status == 0 and "adam           all runs are there already" in out and "| muon |" in out, err
 
