@@ -100,9 +100,10 @@ def document(title: str, outcomes: list[Outcome], manifest: dict[str, Any]) -> d
     looks = {name: figures.look(i) for i, name in enumerate(names)}
     shared = summary.common(outcomes)
     several = len(outcomes) > 1 and shared[0].results
+    launches = [manifest, *manifest.get("resumed", [])]
     return {
         "title": title,
-        "command": manifest.get("command", ""),
+        "command": "\n".join(dict.fromkeys(launch.get("command", "") for launch in launches)),
         "manifest": manifest,
         "colours": {name: colour for name, (colour, _) in looks.items()},
         "dashes": {name: dash for name, (_, dash) in looks.items()},
@@ -115,6 +116,9 @@ def _workload(outcome: Outcome) -> dict[str, Any]:
     columns, lines = cells(outcome)
     goal, metric = outcome.goal, outcome.metric
     tuned = {result.tuned.optimizer: result.tuned for result in outcome.results}
+
+    def drawn(sweep):
+        return {name: sweep.curves[name] for name in figures.LABELS if name in sweep.curves}
 
     def runs():
         for phase, winner, sweep in records.phases(outcome):
@@ -129,12 +133,12 @@ def _workload(outcome: Outcome) -> dict[str, Any]:
                     "steps": sweep.steps.tolist(),
                     "epochs": sweep.epochs.tolist(),
                     "seconds": sweep.seconds[i].tolist(),
-                    "curves": {name: x[i].tolist() for name, x in sweep.curves.items() if name in figures.LABELS},
+                    "curves": {name: x[i].tolist() for name, x in drawn(sweep).items()},
                     "test": {name: float(x[i]) for name, x in sweep.test.items()},
                 }
 
     def bands(sweep):
-        kept = {name: x[~sweep.diverged] for name, x in sweep.curves.items() if name in figures.LABELS}
+        kept = {name: x[~sweep.diverged] for name, x in drawn(sweep).items()}
         found = {name: table.band(x) for name, x in kept.items() if len(x)}
         return {name: dict(zip(("middle", "low", "high"), map(list, x), strict=True)) for name, x in found.items()}
 

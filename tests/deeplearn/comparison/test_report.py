@@ -25,10 +25,12 @@ def test_the_paired_statement(outcomes):
 
 
 def test_the_document_is_json(outcomes):
-    found = report.document("t", outcomes, {"command": "python -m deeplearn compare"})
+    launch = {"command": "python -m deeplearn compare"}
+    found = report.document("t", outcomes, {**launch, "resumed": [launch, {"command": "with lion"}]})
     json.dumps(page.finite(found), allow_nan=False)
     first = found["workloads"][0]
-    assert found["command"] == "python -m deeplearn compare" and list(found["colours"]) == ["slow", "quick"]
+    assert found["command"] == "python -m deeplearn compare\nwith lion" and list(found["colours"]) == ["slow", "quick"]
+    assert list(first["runs"][0]["curves"]) == ["loss", "validation/loss", "validation/accuracy"]
     assert len(first["runs"]) == 18 and sum(run["diverged"] for run in first["runs"]) == 6
     assert [run["winner"] for run in first["runs"][:6]] == [True] * 3 + [False] * 3
     assert first["budget"]["quick"]["k"] == [1, 2] and first["budget"]["quick"]["chance"] == [0.5, 1.0]
