@@ -166,16 +166,21 @@ def basin(tuned: Sweep, metric: str, goal: Target) -> str:
 
 
 def describe(point: dict[str, float]) -> str:
-    """A point as people write it; of a learning rate alone, the number.
+    """A point as people write it; of a learning rate alone, the number. What is near 1 keeps its distance from it.
 
-    >>> describe({"learning_rate": 0.001, "b1": 0.91234})
-    'learning_rate=0.001, b1=0.912'
+    >>> describe({"learning_rate": 0.00123456, "b1": 0.91234, "b2": 0.99961})
+    'learning_rate=0.00123, b1=0.9123, b2=0.99961'
     >>> describe({"learning_rate": 0.001})
     '0.001'
     """
     if list(point) == ["learning_rate"]:
         return f"{point['learning_rate']:.3g}"
-    return ", ".join(f"{key}={value:.3g}" for key, value in point.items())
+
+    def short(value):
+        digits = 3 if not 0.9 < value < 1 else 2 - math.floor(math.log10(1 - value))
+        return f"{value:.{digits}g}"
+
+    return ", ".join(f"{key}={short(value)}" for key, value in point.items())
 
 
 def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
