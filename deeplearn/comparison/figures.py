@@ -38,6 +38,15 @@ def logarithmic(name: str) -> bool:
     return "loss" in name or "error" in name
 
 
+def set_log(axes) -> None:
+    """A logarithmic y axis, for what is drawn already; within a decade its numbers are plain ones."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10 * low:
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which("{x:.3g}")
+
+
 def under(figure, axes) -> None:
     """One legend below all panels, of what `axes` holds."""
     handles, labels = axes.get_legend_handles_labels()
@@ -52,8 +61,6 @@ def curves(figure, outcome: Outcome) -> None:
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         axes.set(xlabel="epochs", title=LABELS[name])
-        if logarithmic(name):
-            axes.set_yscale("log")
         early = []
         for i, (_, winner, sweep) in enumerate(results):
             values = sweep.curves[name][~sweep.diverged]  # (S, E)
@@ -65,6 +72,8 @@ def curves(figure, outcome: Outcome) -> None:
             axes.plot(sweep.epochs, middle, label=label, **line_style(i))
             axes.fill_between(sweep.epochs, low, high, color=look(i)[0], alpha=0.12, linewidth=0)
             early.append(middle[len(middle) // 4])
+        if logarithmic(name):
+            set_log(axes)
         if "accuracy" in name and early:  # what tells them apart is near the top
             top = max(line.get_ydata().max() for line in axes.lines)
             axes.set_ylim(max(0.0, min(min(early), 0.9 * top)), 1.02 * top)
@@ -96,7 +105,7 @@ def sensitivity(figure, outcome: Outcome) -> None:
     label = LABELS.get(outcome.metric, outcome.metric)
     axes.set(xscale="log", xlabel="learning rate (x: a seed diverged)", ylabel=f"last {label}")
     if logarithmic(outcome.metric):
-        axes.set_yscale("log")
+        set_log(axes)
     axes.legend(ncols=2)
 
 
@@ -113,21 +122,21 @@ def budget(figure, outcome: Outcome) -> None:
     panels[0].set(xlabel="points tried", title=f"best last {label}, expected")
     panels[1].set(xlabel="points tried", title="chance of reaching the target", ylim=(-0.03, 1.03))
     if logarithmic(outcome.metric):
-        panels[0].set_yscale("log")
+        set_log(panels[0])
     for axes in panels:
         axes.xaxis.get_major_locator().set_params(integer=True)
     under(figure, panels[0])
 
 
 def profiles(figure, outcomes: list[Outcome]) -> None:
-    """Performance profiles, in seconds and in epochs, with bootstrap bands over seeds."""
+    """Performance profiles, in seconds and in epochs, with bootstrap bands over seeds where they can be told apart."""
     panels = figure.subplots(1, 2, sharey=True)
     for axes, unit in zip(panels, ("seconds", "epochs"), strict=True):
         found = summary.profiles(outcomes, unit)
         for i, result in enumerate(outcomes[0].results):
             label = result.final.optimizer
             axes.plot(found.taus, found.rho[i], label=label, drawstyle="steps-post", **line_style(i))
-            if found.low is not None:
+            if found.low is not None and len(outcomes[0].results) <= 4:
                 band = {"color": look(i)[0], "alpha": 0.08, "linewidth": 0, "step": "post"}
                 axes.fill_between(found.taus, found.low[i], found.high[i], **band)
         axes.set(xlabel=f"times the fastest, {unit}", xscale="log", ylim=(-0.03, 1.03))

@@ -192,9 +192,9 @@ def bootstrap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The percentile band of a statistic of (S, W, ...), seeds drawn anew within each workload: (low, high).
 
-    statistic: `(S, W, ...) -> ...`.
+    statistic: `(R, S, W, ...) -> (R, ...)`, of R resamples at once.
 
-    >>> low, high = bootstrap(np.arange(10.0).reshape(10, 1), lambda v: v.mean((0, 1)))
+    >>> low, high = bootstrap(np.arange(10.0).reshape(10, 1), lambda v: v.mean((1, 2)))
     >>> bool(low < 4.5 < high)
     True
 
@@ -203,10 +203,10 @@ def bootstrap(
     values = np.asarray(values)
     rng = np.random.default_rng(seed)
     seeds, strata = values.shape[:2]
-    drawn = [statistic(values[rng.integers(0, seeds, (seeds, strata)), np.arange(strata)]) for _ in range(resamples)]
+    drawn = statistic(values[rng.integers(0, seeds, (resamples, seeds, strata)), np.arange(strata)])  # (R, ...)
     tail = (1 - level) / 2
     # An order statistic and no interpolation: between a number and infinity there is nothing.
-    low, high = np.quantile(np.stack(drawn), [tail, 1 - tail], axis=0, method="inverted_cdf")
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0, method="inverted_cdf")
     return low, high
 
 

@@ -55,12 +55,13 @@ def profiles(outcomes: list[Outcome], unit: str) -> Profiles:
     """The profiles of all optimizers, their bands from seeds drawn anew within each workload."""
     taus = np.geomspace(1, R_MAX, 200)
 
-    def rho(seeds):  # (seeds, W, S)
-        return scores.performance_profile(scores.performance_ratios(np.median(seeds, axis=0).T), taus)
+    def rho(drawn):  # (R, seeds, W, S)
+        middle = np.median(drawn, axis=1)  # (R, W, S)
+        return np.stack([scores.performance_profile(scores.performance_ratios(t.T), taus) for t in middle])
 
     found = run_times(outcomes, unit)
     low, high = scores.bootstrap(found, rho, resamples=500) if len(found) > 1 else (None, None)
-    return Profiles(taus, rho(found), low, high)
+    return Profiles(taus, rho(found[None])[0], low, high)
 
 
 def markdown(outcomes: list[Outcome], reference: int = 0) -> str:

@@ -149,7 +149,7 @@ def budget(tuned: Sweep, metric: str, goal: Target) -> Budget:
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The median over seeds of (S, E), and its 95 % bootstrap band: three (E,)."""
-    low, high = scores.bootstrap(values[:, None], lambda drawn: np.median(drawn[:, 0], axis=0), resamples=1000)
+    low, high = scores.bootstrap(values[:, None], lambda drawn: np.median(drawn[:, :, 0], axis=1), resamples=1000)
     return np.median(values, axis=0), low, high
 
 
