@@ -195,8 +195,8 @@ def write(
     for outcome in outcomes:
         directory = workdir / outcome.name if len(outcomes) > 1 else workdir
         directory.mkdir(exist_ok=True)
-        several = f"{outcome.name}: {title}" if len(outcomes) > 1 else title
-        (directory / "table.md").write_text(markdown(outcome, several))
+        heading = f"{outcome.name}: {title.rpartition(': ')[2]}" if len(outcomes) > 1 else title
+        (directory / "table.md").write_text(markdown(outcome, heading))
         with replacing(directory / "table.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(table.Row._fields)

@@ -42,7 +42,9 @@ def test_the_document_is_json(outcomes):
 
 def test_files(tmp_path, outcomes):
     """Of several workloads a directory each; a figure is there twice, as a picture and for a paper."""
-    paths = [path.relative_to(tmp_path).as_posix() for path in report.write(tmp_path, "t", outcomes, {})]
+    written = report.write(tmp_path, "2 workloads: 2 optimizers", outcomes, {})
+    paths = [path.relative_to(tmp_path).as_posix() for path in written]
+    assert (tmp_path / "one" / "table.md").read_text().startswith("# one: 2 optimizers")
     assert paths[:3] == ["report.html", "summary.md", "profiles.png"] and "two/budget.png" in paths
     for path in tmp_path.rglob("*.png"):
         assert path.read_bytes()[:4] == b"\x89PNG" and path.with_suffix(".pdf").read_bytes()[:5] == b"%PDF-"
