@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ def start(environment, tmp_path):
 
     limit: the greatest size of a file that it can write, in bytes; other keywords go to the environment.
     """
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background, and what it starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*arguments, limit=None, **more):
         process = subprocess.Popen(
