@@ -1,0 +1,149 @@
+"""Which query may attend to which key: one algebra for all backends.
+
+A mask is a conjunction of rules on query i and key j of example b and head h. Tiles of it are empty (nothing may be
+attended to: skipped), full (everything may: nothing to mask), or partial.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+EMPTY, PARTIAL, FULL = range(3)
+
+
+class Band(NamedTuple):
+    """low <= j - i <= high, an end None where there is none: what causality and a local window come to.
+
+    >>> Band(None, 0).meet(Band(-8, 8))
+    Band(low=-8, high=0)
+    """
+
+    low: int | None = None
+    high: int | None = None
+
+    def meet(self, other: "Band") -> "Band":
+        """Both at once."""
+        low = [end for end in (self.low, other.low) if end is not None]
+        high = [end for end in (self.high, other.high) if end is not None]
+        return Band(max(low, default=None), min(high, default=None))
+
+
+class Mask(NamedTuple):
+    """The rules that depend on data, each None where there is none.
+
+    Fields:
+      query_lengths, key_lengths: (B,) int32, i < query_lengths[b] and j < key_lengths[b].
+      query_segments, key_segments: (B, T) and (B, S) int32, equal at i and j.
+      dense: (B or 1, N or 1, T or 1, S or 1) bool.
+    """
+
+    query_lengths: Any = None
+    key_lengths: Any = None
+    query_segments: Any = None
+    key_segments: Any = None
+    dense: Any = None
+
+
+def allowed(band: Band, mask: Mask, start: tuple, size: tuple[int, int], limit: tuple[int, int]):
+    """The rules on one tile: bool, broadcastable to (B, N, *size); None where there is no rule.
+
+    start: the first query and key, which may be traced; size: of the tile; limit: (T, S), beyond which is padding. The
+    arrays of the mask may be padded too, and must be if the tile passes the limit.
+    """
+    rows = start[0] + jnp.arange(size[0], dtype=jnp.int32)  # (q,)
+    columns = start[1] + jnp.arange(size[1], dtype=jnp.int32)  # (k,)
+    rules = []
+    offset = (columns[None, :] - rows[:, None])[None, None]  # (1, 1, q, k)
+    if band.low is not None:
+        rules.append(offset >= band.low)
+    if band.high is not None:
+        rules.append(offset <= band.high)
+    if limit[0] % size[0]:
+        rules.append((rows < limit[0])[None, None, :, None])
+    if limit[1] % size[1]:
+        rules.append((columns < limit[1])[None, None, None, :])
+    if mask.query_lengths is not None:
+        rules.append((rows[None] < mask.query_lengths[:, None])[:, None, :, None])
+    if mask.key_lengths is not None:
+        rules.append((columns[None] < mask.key_lengths[:, None])[:, None, None, :])
+    if mask.query_segments is not None:
+        here = jax.lax.dynamic_slice_in_dim(mask.query_segments, start[0], size[0], 1)  # (B, q)
+        there = jax.lax.dynamic_slice_in_dim(mask.key_segments, start[1], size[1], 1)  # (B, k)
+        rules.append((here[:, :, None] == there[:, None, :])[:, None])
+    if mask.dense is not None:
+        rules.append(window(mask.dense, start, size))
+    found = None
+    for rule in rules:
+        found = rule if found is None else found & rule
+    return found
+
+
+def window(x: jax.Array, start: tuple, size: tuple[int, int]) -> jax.Array:
+    """A tile of (.., T or 1, S or 1), whole along an axis of 1."""
+    for axis in (2, 3):
+        if x.shape[axis] != 1:
+            x = jax.lax.dynamic_slice_in_dim(x, start[axis - 2], size[axis - 2], axis)
+    return x
+
+
+def tiles(band: Band, mask: Mask, size: tuple[int, int], limit: tuple[int, int]) -> jax.Array:
+    """The kind of each tile, (B or 1, N or 1, T / q, S / k) int32, the sizes rounded up.
+
+    Segments count as disjoint where the ranges of their numbers are, and as one where both are a single number. A tile
+    that is called partial may be empty or full, by several rules together; never the other way.
+    """
+    (q, k), (length, keys) = size, limit
+    first_row = jnp.arange(0, length, q, dtype=jnp.int32)[:, None]  # (T / q, 1)
+    first_column = jnp.arange(0, keys, k, dtype=jnp.int32)[None, :]  # (1, S / k)
+    last_row, last_column = jnp.minimum(first_row + q, length) - 1, jnp.minimum(first_column + k, keys) - 1
+    least, most = (x[None, None] for x in (first_column - last_row, last_column - first_row))  # of j - i in a tile
+    shape = (1, 1, first_row.shape[0], first_column.shape[1])
+    # A tile that passes the limit holds padding, and is never full.
+    some = jnp.ones(shape, bool)
+    every = ((first_row + q <= length) & (first_column + k <= keys))[None, None]
+    if band.low is not None:
+        some, every = some & (most >= band.low), every & (least >= band.low)
+    if band.high is not None:
+        some, every = some & (least <= band.high), every & (most <= band.high)
+    for lengths, first, last in (
+        (mask.query_lengths, first_row, last_row),
+        (mask.key_lengths, first_column, last_column),
+    ):
+        if lengths is not None:
+            lengths = lengths[:, None, None, None]  # (B, 1, 1, 1)
+            some, every = some & (first[None, None] < lengths), every & (last[None, None] < lengths)
+    if mask.query_segments is not None:
+        low_q, high_q = _ranges(mask.query_segments, length, q)  # (B, T / q)
+        low_k, high_k = _ranges(mask.key_segments, keys, k)  # (B, S / k)
+        low_q, high_q, low_k, high_k = low_q[:, :, None], high_q[:, :, None], low_k[:, None, :], high_k[:, None, :]
+        some = some & ((low_q <= high_k) & (low_k <= high_q))[:, None]
+        every = every & ((low_q == high_k) & (low_k == high_q))[:, None]
+    if mask.dense is not None:
+        some = some & _pooled(mask.dense, size, limit, jnp.any)
+        every = every & _pooled(mask.dense, size, limit, jnp.all)
+    return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY)).astype(jnp.int32)
+
+
+def _ranges(numbers, length, size):
+    """Least and greatest of each block of (B, length), what lies beyond the length left out."""
+    blocks = -(-length // size)
+    padded = jnp.pad(numbers[:, :length], ((0, 0), (0, blocks * size - length)), mode="edge")
+    padded = padded.reshape(-1, blocks, size)  # (B, blocks, size)
+    return padded.min(axis=-1), padded.max(axis=-1)
+
+
+def _pooled(dense, size, limit, reduce):
+    """`reduce` over each tile of a dense mask, (B or 1, N or 1, T / q or 1, S / k or 1)."""
+    for axis in (2, 3):
+        length, block = limit[axis - 2], size[axis - 2]
+        if dense.shape[axis] == 1:
+            continue
+        blocks = -(-length // block)
+        dense = jax.lax.slice_in_dim(dense, 0, length, axis=axis)
+        widths = [(0, 0)] * 4
+        widths[axis] = (0, blocks * block - length)
+        dense = jnp.pad(dense, widths, mode="edge")
+        dense = dense.reshape(*dense.shape[:axis], blocks, block, *dense.shape[axis + 1 :])
+        dense = reduce(dense, axis=axis + 1)
+    return dense

@@ -1,0 +1,349 @@
+"""Every implementation against the formula in float64, values and all gradients; the formula against others'."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.attention import attention, dropout, masks, xla
+
+BACKENDS = ("xla",)
+# Of sums of some hundred products of numbers about 1, relative to the result's norm.
+BOUNDS = {"float64": 1e-12, "float32": 3e-6, "bfloat16": 3e-2, "float16": 4e-3}
+BATCH, LENGTH, SPAN, HEADS, GROUPS, DEPTH = 2, 37, 51, 4, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several tiles of queries and keys, of which the last are not whole."""
+    monkeypatch.setattr(xla, "TILE", (16, 32))
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed, *shape):
+    return np.random.RandomState(seed).standard_normal(shape)
+
+
+def coin(seed, *shape):
+    return jax.random.bernoulli(jax.random.key(seed), 0.6, shape)
+
+
+def segments(seed, length):
+    return jnp.sort(jax.random.randint(jax.random.key(seed), (BATCH, length), 0, 4), axis=1)
+
+
+# What is asked for, and bias.
+CASES = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "window": {"local_window_size": (9, 3)},
+    "window, one side": {"local_window_size": (0, 20)},
+    "causal window": {"is_causal": True, "local_window_size": 11},
+    "scale": {"scale": 0.3},
+    "lengths": {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])},
+    "no keys": {"key_value_seq_lengths": jnp.array([5, 0])},
+    "segments": {"segment_ids": segments(0, LENGTH), "key_value_segment_ids": segments(1, SPAN)},
+    "mask": {"mask": coin(0, BATCH, 1, LENGTH, SPAN)},
+    "mask of keys": {"mask": coin(1, SPAN)},
+    "mask of heads": {"mask": coin(2, 1, HEADS, LENGTH, 1)},
+    "soft cap": {"logits_soft_cap": 1.5},
+    "bias": {"bias": draw(9, BATCH, HEADS, LENGTH, SPAN)},
+    "bias of heads": {"bias": draw(9, HEADS, 1, 1)},
+    "bias of keys": {"bias": draw(9, BATCH, 1, 1, SPAN)},
+    "bias of positions": {"bias": draw(9, LENGTH, SPAN)},
+    "bias of queries": {"bias": draw(9, 1, HEADS, LENGTH, 1)},
+    "dropout": {"dropout_rate": 0.3, "dropout_rng": jax.random.key(5)},
+    "everything": {
+        "is_causal": True,
+        "local_window_size": (30, 2),
+        "query_seq_lengths": jnp.array([30, 37]),
+        "key_value_seq_lengths": jnp.array([51, 17]),
+        "segment_ids": segments(0, LENGTH),
+        "key_value_segment_ids": segments(1, SPAN),
+        "mask": coin(0, BATCH, HEADS, LENGTH, SPAN),
+        "logits_soft_cap": 2.0,
+        "bias": draw(9, 1, HEADS, LENGTH, SPAN),
+        "dropout_rate": 0.2,
+        "dropout_rng": jax.random.key(5),
+    },
+}
+
+
+def inputs(shape=(BATCH, LENGTH, SPAN, HEADS, GROUPS, DEPTH)):
+    """Query, key, value, and what the output and the log-sum-exp are weighed with."""
+    batch, length, span, heads, groups, depth = shape
+    return (
+        draw(1, batch, length, heads, depth),
+        draw(2, batch, span, groups, depth),
+        draw(3, batch, span, groups, depth),
+        draw(4, batch, length, heads, depth),
+        draw(5, batch, length, heads),
+    )
+
+
+def results(implementation, dtype, arrays, **asked):
+    """Output, log-sum-exp (0 for -inf) and the gradients of a random sum of both, float64."""
+    *qkv, weigh, weigh_lse = arrays
+    learned = [jnp.asarray(x).astype(dtype) for x in (*qkv, *([asked.pop("bias")] if "bias" in asked else []))]
+
+    @functools.partial(jax.value_and_grad, argnums=tuple(range(len(learned))), has_aux=True)
+    def loss(*learned):
+        out, lse = attention(*learned, return_residual=True, implementation=implementation, **asked)
+        lse = jnp.where(jnp.isfinite(lse), lse, 0.0).astype(jnp.float64)
+        return (out.astype(jnp.float64) * weigh).sum() + (lse * weigh_lse).sum(), (out, lse)
+
+    (_, values), gradients = jax.jit(loss)(*learned)
+    return [np.asarray(x, np.float64) for x in (*values, *gradients)]
+
+
+def distance(found, wanted):
+    return np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_values_and_gradients(implementation, case, dtype):
+    wanted = results("reference", "float64", inputs(), **CASES[case])
+
+    def rounded(x):
+        return jnp.asarray(x).astype(dtype).astype(jnp.float64)
+
+    if dtype != "float64":  # of the numbers that the dtype has
+        bias = {"bias": rounded(CASES[case]["bias"])} if "bias" in CASES[case] else {}
+        wanted = results("reference", "float64", [*map(rounded, inputs()[:3]), *inputs()[3:]], **CASES[case] | bias)
+    found = results(implementation, dtype, inputs(), **CASES[case])
+    assert len(found) == len(wanted) == 5 + ("bias" in CASES[case])
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert np.isfinite(ours).all() and distance(ours, theirs) < BOUNDS[dtype]
+
+
+SHAPES = [
+    (1, 1, 1, 1, 1, 32),
+    (1, 16, 32, 2, 1, 64),
+    (1, 130, 3, 3, 3, 16),
+    (2, 3, 130, 6, 2, 8),
+    (1, 65, 64, 1, 1, 256),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_shapes(implementation, shape):
+    for asked in ({}, {"is_causal": True}):
+        wanted, found = (results(i, "float64", inputs(shape), **asked) for i in ("reference", implementation))
+        assert max(map(distance, found, wanted)) < BOUNDS["float64"]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    length=st.integers(1, 70),
+    span=st.integers(1, 70),
+    left=st.integers(0, 80),
+    right=st.integers(0, 80),
+    causal=st.booleans(),
+)
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_every_band(implementation, length, span, left, right, causal):
+    """Tiles are skipped by arithmetic on their corners: whatever the lengths and the window, none that counts."""
+    asked = {"is_causal": causal, "local_window_size": (left, right)}
+    arrays = inputs((1, length, span, 1, 1, 4))
+    wanted, found = (results(i, "float64", arrays, **asked) for i in ("reference", implementation))
+    assert max(map(distance, found, wanted)) < BOUNDS["float64"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data(), length=st.integers(1, 40), span=st.integers(1, 40))
+def test_kinds_of_tiles(data, length, span):
+    """Against counting what is allowed; several rules together may leave a tile empty that none does alone."""
+    end = st.none() | st.integers(-50, 50)
+    low, high = data.draw(end), data.draw(end)
+    number = lambda size: sorted(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))  # noqa: E731
+    mask = masks.Mask(
+        key_lengths=data.draw(st.none() | st.integers(0, span).map(lambda n: jnp.array([n], jnp.int32))),
+        query_segments=(first := data.draw(st.none() | st.just(number(length)))) and jnp.array([first], jnp.int32),
+        key_segments=first and jnp.array([number(span)], jnp.int32),
+    )
+    band, size = masks.Band(low, high), (16, 8)
+    allowed = masks.allowed(band, mask, (0, 0), (length, span), (length, span))
+    allowed = np.broadcast_to(True if allowed is None else allowed, (1, 1, length, span))[0, 0]
+    kinds = np.asarray(masks.tiles(band, mask, size, (length, span)))[0, 0]
+    for i, row in enumerate(kinds):
+        for j, kind in enumerate(row):
+            tile = allowed[i * 16 : (i + 1) * 16, j * 8 : (j + 1) * 8]
+            assert kind != masks.EMPTY or not tile.any()
+            assert kind != masks.FULL or (tile.all() and tile.shape == size)
+            if mask == masks.Mask():
+                assert (kind == masks.EMPTY) == (not tile.any())
+                assert (kind == masks.FULL) == (tile.all() and tile.shape == size)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_nothing_is_read_beyond_the_lengths(implementation):
+    """Poison there changes nothing: neither values nor gradients."""
+    query, key, value, *weights = map(jnp.asarray, inputs())
+    lengths = {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])}
+    wanted = results(implementation, "float64", [query, key, value, *weights], **lengths)
+    key, value = (x.at[1, 17:].set(1e30) for x in (key, value))
+    query = query.at[1, 2:].set(1e30)
+    found = results(implementation, "float64", [query, key, value, *weights], **lengths)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_rows_without_keys(implementation):
+    """Output 0, lse -inf, gradient 0."""
+    query, key, value, *_ = map(jnp.asarray, inputs())
+    asked = {"key_value_seq_lengths": jnp.array([0, 4]), "implementation": implementation}
+    out, lse = attention(query, key, value, return_residual=True, **asked)
+    assert not out[0].any() and (lse[0] == -jnp.inf).all() and jnp.isfinite(lse[1]).all()
+    gradients = jax.grad(lambda *qkv: attention(*qkv, **asked).sum(), argnums=(0, 1, 2))(query, key, value)
+    assert not any(x[0].any() for x in gradients) and all(jnp.isfinite(x).all() for x in gradients)
+
+
+@pytest.mark.parametrize("asked", [{}, {"is_causal": True, "logits_soft_cap": 2.0}, {"local_window_size": (3, 3)}])
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_second_derivatives(implementation, asked):
+    query = jnp.asarray(draw(0, 1, 9, 2, 4))
+
+    def hessian(implementation):
+        loss = lambda x: (attention(x, x + 1, 2 * x, implementation=implementation, **asked) ** 3).sum()  # noqa: E731
+        return jax.jacrev(jax.grad(loss))(query)
+
+    np.testing.assert_allclose(hessian(implementation), hessian("reference"), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_vmap_remat_and_jit(implementation):
+    query, key, value, *_ = map(jnp.asarray, inputs())
+    call = functools.partial(attention, is_causal=True, implementation=implementation)
+    wanted = jax.grad(lambda q: call(q, key, value).sum())(query)
+    single = jax.vmap(lambda q, k, v: call(q, k, v))(query, key, value)  # without a batch
+    np.testing.assert_allclose(single, call(query, key, value), rtol=1e-12, atol=1e-12)
+    again = jax.jit(jax.grad(lambda q: jax.checkpoint(call)(q, key, value).sum()))(query)
+    np.testing.assert_allclose(again, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", [("data", None, None, None), (None, None, "data", None)], ids=["batch", "heads"])
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_on_a_mesh(implementation, spec):
+    """Batch or heads divided over four devices."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    at = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    arrays = [jnp.asarray(x) for x in inputs((4, 20, 20, 4, 4, 8))[:3]]
+    call = jax.jit(functools.partial(attention, is_causal=True, implementation=implementation))
+    found = call(*(jax.device_put(x, at) for x in arrays))
+    np.testing.assert_allclose(found, call(*arrays), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["reference", *BACKENDS])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"is_causal": True},
+        {"local_window_size": (5, 2)},
+        {"scale": 0.2},
+        {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])},
+        {"mask": CASES["mask"]["mask"] | (jnp.arange(SPAN) == 0)[None, None, None]},
+        {"bias": CASES["bias"]["bias"]},
+    ],
+    ids=str,
+)
+def test_the_arguments_mean_what_they_mean_in_jax(implementation, asked):
+    query, key, value, *_ = map(jnp.asarray, inputs())
+    found = attention(query, key, value, implementation=implementation, **asked)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        wanted = jax.nn.dot_product_attention(*map(jnp.asarray, (query, key, value)), **asked)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_against_pytorch(causal):
+    torch = pytest.importorskip("torch")
+    query, key, value, weigh, _ = map(jnp.asarray, inputs((2, 40, 40, 4, 4, 8)))
+    tensors = [torch.tensor(np.asarray(x)).transpose(1, 2).requires_grad_() for x in (query, key, value)]
+    out = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
+    (out * torch.tensor(np.asarray(weigh)).transpose(1, 2)).sum().backward()
+    loss = lambda *qkv: (attention(*qkv, is_causal=causal) * weigh).sum()  # noqa: E731
+    for ours, theirs in zip(jax.grad(loss, argnums=(0, 1, 2))(query, key, value), tensors, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad.transpose(1, 2).numpy(), rtol=1e-9, atol=1e-11)
+
+
+def test_dropout_keeps_what_it_should():
+    """As many as the rate says, whatever the row, the column or the head; neighbours do not know of each other."""
+    seeds = dropout.seeds(jax.random.key(0))
+    heads, rows, columns = (jnp.arange(n, dtype=jnp.int32) for n in (8, 256, 256))
+    kept = np.asarray(
+        dropout.keep(seeds, 0.25, heads[:, None, None], rows[None, :, None], columns[None, None, :]), np.float64
+    )
+    for axes, count in (((0, 1, 2), kept.size), ((1, 2), 256**2), ((0, 2), 8 * 256), ((0, 1), 8 * 256)):
+        deviation = np.sqrt(0.25 * 0.75 / count)
+        assert np.abs(kept.mean(axis=axes) - 0.75).max() < 5 * deviation
+    centred = kept - 0.75
+    for step in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)):
+        both = (centred * np.roll(centred, step, (0, 1, 2))).mean() / (0.25 * 0.75)
+        assert abs(both) < 5 / np.sqrt(kept.size)
+    other = dropout.keep(
+        dropout.seeds(jax.random.key(1)), 0.25, heads[:, None, None], rows[None, :, None], columns[None, None, :]
+    )
+    assert abs(np.mean(kept == np.asarray(other)) - (0.75**2 + 0.25**2)) < 5e-3
+
+
+def test_dropout_leaves_the_mean():
+    query, key, value, *_ = map(jnp.asarray, inputs())
+    rngs = jax.random.split(jax.random.key(0), 500)
+    draws = jax.vmap(lambda rng: attention(query, key, value, dropout_rate=0.5, dropout_rng=rng))(rngs)
+    np.testing.assert_allclose(draws.mean(axis=0), attention(query, key, value), atol=0.15)
+
+
+def test_memory_is_linear_in_the_lengths():
+    """The compiled program's temporaries, forward and backward: doubled lengths double them."""
+
+    def bytes_of(length):
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        loss = jax.grad(lambda *qkv: attention(*qkv, is_causal=True).sum(), argnums=(0, 1, 2))
+        return jax.jit(loss).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = bytes_of(1024), bytes_of(4096)
+    assert large < 5 * small and large < 4 * 4096**2 / 4  # a quarter of one head's scores
+
+
+@pytest.mark.parametrize(
+    "shapes, asked, said",
+    [
+        (((2, 16, 4, 8), (2, 16, 3, 8)), {}, "heads of query must be a multiple of the 3 of key"),
+        (((2, 16, 4, 8), (2, 16, 4, 9)), {}, "same B and D"),
+        (((2, 16, 8), (2, 16, 4, 8)), {}, "query must be"),
+        (((2, 16, 4, 8),) * 2, {"bias": (3, 1, 16, 16)}, "bias must be floating and broadcastable"),
+        (((2, 16, 4, 8),) * 2, {"segment_ids": (2, 15)}, "segment_ids must be integers of shape"),
+        (((2, 16, 4, 8), (2, 12, 4, 8)), {"segment_ids": (2, 16)}, "need as many keys as queries"),
+        (((2, 16, 4, 8),) * 2, {"dropout_rate": 0.5}, "needs dropout_rng"),
+        (((2, 16, 4, 8),) * 2, {"dropout_rate": 1.0}, "must be in"),
+        (((2, 16, 4, 8),) * 2, {"logits_soft_cap": 0.0}, "above 0"),
+        (((2, 16, 4, 8),) * 2, {"local_window_size": (-1, 0)}, "must not be negative"),
+        (((2, 16, 4, 8),) * 2, {"implementation": "cuda"}, "implementation must be None or one of"),
+    ],
+)
+def test_mistakes(shapes, asked, said):
+    query, key = (jnp.ones(shape, jnp.float32) for shape in shapes)
+    asked = {name: jnp.ones(x, jnp.int32 if "ids" in name else jnp.float32) if name in ("bias", "segment_ids") else x
+             for name, x in asked.items()}  # fmt: skip
+    with pytest.raises(ValueError, match=said):
+        attention(query, key, key, **asked)
+
+
+def test_a_mix_of_dtypes():
+    x = jnp.ones((1, 4, 1, 8), jnp.float32)
+    with pytest.raises(ValueError, match="one dtype"):
+        attention(x, x.astype(jnp.bfloat16), x)
