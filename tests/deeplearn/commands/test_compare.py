@@ -178,7 +178,7 @@ def test_a_corrupt_record_is_named(run, tmp_path):
     assert status == 0 and "1 runs of" in out and second.read_bytes() == whole, err
 
 
-@pytest.mark.parametrize("number, status, said", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped; what was")])
+@pytest.mark.parametrize("number, status, said", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped; the runs")])
 def test_a_stopped_comparison_goes_on(start, run, tmp_path, number, status, said):
     """Stopped when the first optimizer's runs are there: the next command trains only the others."""
     flags = (*FIELDS, "--optimizers=adam,lion,muon", "--learning_rates=2", "--seeds=1", "--reruns=0")

@@ -14,7 +14,7 @@ def build(**fields):
     def split(number, seed):
         random = np.random.RandomState(seed)
         labels = random.randint(0, 3, number).astype(np.int32)
-        images = random.standard_normal((number, 2, 2, 1)).astype(np.float32) + labels[:, None, None, None]
+        images = (random.standard_normal((number, 2, 2, 1)) + labels[:, None, None, None]).astype(np.float32)
         return Arrays({"image": images, "label": labels})
 
     data = Data("blobs", split(96, 0), split(30, 1), split(30, 2), ("a", "b", "c"))
