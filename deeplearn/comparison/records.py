@@ -68,7 +68,8 @@ def write_events(directory: Path, outcome: Outcome) -> None:
         directory.mkdir(parents=True)
     for phase, _, sweep in phases(outcome):
         for run, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
-            name = table.describe(sweep.points[point]).replace(", ", ",")
+            chosen = sweep.points[point]  # described in three digits, which two points may have in common
+            name = f"{table.describe(chosen).replace(', ', ',')}-{store.identity(sweep.optimizer, chosen)[:4]}"
             place = directory / store.folder(sweep.optimizer) / name / f"{phase}-{seed}"
             with writing(place):
                 place.mkdir(parents=True)

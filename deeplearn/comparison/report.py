@@ -190,13 +190,15 @@ def write(
     page.write(paths[0], document(title, outcomes, manifest))
     shared = summary.common(outcomes)
     if len(outcomes) > 1 and shared[0].results:
-        (workdir / "summary.md").write_text(summary.markdown(shared))
+        with replacing(workdir / "summary.md") as temporary:
+            temporary.write_text(summary.markdown(shared))
         paths += [workdir / "summary.md", *figures.write_profiles(workdir, shared)]
     for outcome in outcomes:
         directory = workdir / outcome.name if len(outcomes) > 1 else workdir
         directory.mkdir(exist_ok=True)
         heading = f"{outcome.name}: {title.rpartition(': ')[2]}" if len(outcomes) > 1 else title
-        (directory / "table.md").write_text(markdown(outcome, heading))
+        with replacing(directory / "table.md") as temporary:
+            temporary.write_text(markdown(outcome, heading))
         with replacing(directory / "table.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(table.Row._fields)

@@ -25,8 +25,12 @@ def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
     'runs/adam-b1-0.8/tune-...-3.json'
     """
     hyperparameters, seed = run
-    identity = hashlib.sha256(json.dumps([optimizer, hyperparameters]).encode()).hexdigest()[:10]
-    return directory / folder(optimizer) / f"{phase}-{identity}-{seed}.json"
+    return directory / folder(optimizer) / f"{phase}-{identity(optimizer, hyperparameters)}-{seed}.json"
+
+
+def identity(optimizer: str, hyperparameters: dict[str, float]) -> str:
+    """Ten letters that no two points of an optimizer share."""
+    return hashlib.sha256(json.dumps([optimizer, hyperparameters]).encode()).hexdigest()[:10]
 
 
 def folder(optimizer: str) -> str:

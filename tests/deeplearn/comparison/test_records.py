@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 
-from deeplearn.comparison import records
+from deeplearn.comparison import records, store
 
 
 @pytest.fixture
@@ -51,8 +51,19 @@ def test_tensorboard_shows_each_run(tmp_path, outcomes):
     places = sorted(
         str(path.parent.relative_to(tmp_path / "events")) for path in (tmp_path / "events").rglob("events*")
     )
-    assert places[:4] == ["quick/0.1/final-0", "quick/0.1/final-1", "quick/0.1/final-2", "quick/0.1/tune-0"]
+    quick = f"quick/0.1-{store.identity('quick', {'learning_rate': 0.1})[:4]}"
+    assert places[:4] == [f"{quick}/{run}" for run in ("final-0", "final-1", "final-2", "tune-0")]
     assert len(places) == len(set(places)) == 18
-    events = accumulator.EventAccumulator(str(tmp_path / "events" / "slow" / "10" / "tune-1")).Reload()
+    (run,) = (tmp_path / "events" / "slow").glob("10-*/tune-1")
+    events = accumulator.EventAccumulator(str(run)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [10, 20]  # it diverged after that
     assert [round(event.value, 3) for event in events.Scalars("validation/accuracy")] == [0.5, 0.9, 0.9, 0.9]
+
+
+def test_points_that_read_alike_stay_apart(tmp_path, outcomes):
+    """In three digits both rates are 0.1."""
+    (first, *_) = outcomes[0].results
+    tuned = first.tuned._replace(points=({"learning_rate": 0.1}, {"learning_rate": 0.10004}))
+    alike = outcomes[0]._replace(results=[first._replace(tuned=tuned)])
+    records.write_events(tmp_path / "events", alike)
+    assert len(list((tmp_path / "events").rglob("tune-*"))) == 6

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kernels.attention
 from kernels.attention import attention, dropout, masks, xla
+from kernels.attention.reference import attention as reference
 
 BACKENDS = ("xla",)
 # Of sums of some hundred products of numbers about 1, relative to the result's norm.
@@ -341,6 +343,16 @@ def test_mistakes(shapes, asked, said):
              for name, x in asked.items()}  # fmt: skip
     with pytest.raises(ValueError, match=said):
         attention(query, key, key, **asked)
+
+
+@pytest.mark.parametrize("length, chosen", [(20, "reference"), (1024, "xla")])
+def test_the_default(monkeypatch, length, chosen):
+    """The formula for what is short: nothing of the memory that tiles save is worth having there."""
+    called = []
+    monkeypatch.setitem(kernels.attention.BACKENDS, chosen, lambda *asked: called.append(chosen) or reference(*asked))
+    x = jax.ShapeDtypeStruct((1, length, 1, 4), jnp.float32)
+    jax.eval_shape(attention, x, x, x)
+    assert called == [chosen]
 
 
 def test_a_mix_of_dtypes():
