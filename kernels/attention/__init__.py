@@ -1,20 +1,15 @@
 """Attention with everything that models ask of it, forward and backward."""
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from kernels.attention import dropout, reference, xla
+from kernels.attention import backends, dropout
 from kernels.attention.masks import Band, Mask
 from kernels.attention.request import Arrays, Request
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-IMPLEMENTATIONS = ("reference", "xla")
-SHORT = 1024  # `python -m kernels.bench attention`: the tiles take 1.4 times as long at 512, 0.9 times at 1,024
 
 
 def attention(
@@ -107,8 +102,8 @@ def attention(
         raise ValueError("dropout_rate needs dropout_rng, a key")
     if logits_soft_cap is not None and logits_soft_cap <= 0:
         raise ValueError(f"logits_soft_cap must be above 0, not {logits_soft_cap}")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
+    if implementation is not None and implementation not in backends.NAMES:
+        raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")
     band = Band(None, 0) if is_causal else Band()
     if local_window_size is not None:
         left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
@@ -126,8 +121,7 @@ def attention(
     data = Mask(*(None if x is None else x.astype(jnp.int32) for x in rules), as_4d(mask))
     seeds = dropout.seeds(dropout_rng) if dropout_rate else None
     arrays = Arrays(query, key, value, as_4d(bias), data, seeds)
-    default = "reference" if max(length, span) < SHORT else "xla"
-    out, lse = BACKENDS[implementation or default](request, arrays)
+    out, lse = backends.attention(request, arrays, implementation)
     lse = lse.swapaxes(1, 2)  # (B, T, N)
     out, lse = (out[0], lse[0]) if single else (out, lse)
     return (out, lse) if return_residual else out
@@ -154,64 +148,3 @@ def _check_broadcast(name, x, full):
     if not fits or not jnp.issubdtype(x.dtype, kind):
         what = "bool" if name == "mask" else "floating"
         raise ValueError(f"{name} must be {what} and broadcastable to {full}, not {x.dtype} {x.shape}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _xla(request: Request, arrays: Arrays):
-    return xla.forward(request, arrays)
-
-
-def _xla_forward(request, arrays):
-    out, lse = _xla(request, arrays)  # itself, which has a derivative, and not the loops, which have none
-    return (out, lse), (arrays, out, lse)
-
-
-def _xla_backward(request, residuals, cotangents):
-    arrays, out, lse = residuals
-    found = _gradients(request, arrays, out, lse, *cotangents)
-    return (Arrays(*found, *jax.tree.map(_no_gradient, (arrays.mask, arrays.seeds))),)
-
-
-def _no_gradient(x):
-    return np.zeros(x.shape, jax.dtypes.float0)
-
-
-_xla.defvjp(_xla_forward, _xla_backward)
-
-
-# The gradients are a function with a derivative of its own, that of the reference's gradients: second derivatives need
-# the memory of all scores.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(request, arrays, out, lse, d_out, d_lse):
-    return xla.backward(request, arrays, out, lse, d_out, d_lse)
-
-
-def _gradients_forward(request, arrays, out, lse, d_out, d_lse):
-    return _gradients(request, arrays, out, lse, d_out, d_lse), (arrays, out, lse, d_out, d_lse)
-
-
-def _gradients_backward(request, residuals, cotangents):
-    arrays, out, lse, *seeds = residuals
-
-    def of_reference(inputs, d_out, d_lse):
-        _, pull = jax.vjp(lambda inputs: reference.attention(request, arrays._replace(**inputs)), inputs)
-        found = pull((d_out, d_lse))[0]
-        return tuple(found.get(name) for name in ("query", "key", "value", "bias"))
-
-    inputs = {name: x for name, x in arrays._asdict().items() if name in ("query", "key", "value", "bias")}
-    inputs = {name: x for name, x in inputs.items() if x is not None}
-    _, pull = jax.vjp(of_reference, inputs, *seeds)
-    d_inputs, d_out, d_lse = pull(cotangents)
-    whole = arrays._replace(
-        **{"bias": None, **d_inputs},
-        mask=jax.tree.map(_no_gradient, arrays.mask),
-        seeds=jax.tree.map(_no_gradient, arrays.seeds),
-    )
-    # What the output and the log-sum-exp contribute is in the reference's gradients: they follow from the inputs.
-    return whole, jnp.zeros_like(out), jnp.zeros_like(lse), d_out, d_lse
-
-
-_gradients.defvjp(_gradients_forward, _gradients_backward)
-
-
-BACKENDS: dict[str, Any] = {"reference": reference.attention, "xla": _xla}

@@ -4,6 +4,8 @@ A mask is a conjunction of rules on query i and key j of example b and head h. T
 attended to: skipped), full (everything may: nothing to mask), or partial.
 """
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -45,38 +47,42 @@ class Mask(NamedTuple):
     dense: Any = None
 
 
+def rules(band: Band, rows, columns, limit: tuple, mask: Mask):
+    """The rules on the queries and keys of these numbers: bool of the broadcast shape, None where there is no rule.
+
+    limit: T and S, None where no padding follows; mask: its values for these queries and keys, arrays of one rank.
+    """
+    found = []
+    if band.low is not None:
+        found.append(columns - rows >= band.low)
+    if band.high is not None:
+        found.append(columns - rows <= band.high)
+    for numbers, ends in ((rows, (limit[0], mask.query_lengths)), (columns, (limit[1], mask.key_lengths))):
+        found += [numbers < end for end in ends if end is not None]
+    if mask.query_segments is not None:
+        found.append(mask.query_segments == mask.key_segments)
+    if mask.dense is not None:
+        found.append(mask.dense)
+    return functools.reduce(operator.and_, found) if found else None
+
+
 def allowed(band: Band, mask: Mask, start: tuple, size: tuple[int, int], limit: tuple[int, int]):
     """The rules on one tile: bool, broadcastable to (B, N, *size); None where there is no rule.
 
     start: the first query and key, which may be traced; size: of the tile; limit: (T, S), beyond which is padding. The
     arrays of the mask may be padded too, and must be if the tile passes the limit.
     """
-    rows = start[0] + jnp.arange(size[0], dtype=jnp.int32)  # (q,)
-    columns = start[1] + jnp.arange(size[1], dtype=jnp.int32)  # (k,)
-    rules = []
-    offset = (columns[None, :] - rows[:, None])[None, None]  # (1, 1, q, k)
-    if band.low is not None:
-        rules.append(offset >= band.low)
-    if band.high is not None:
-        rules.append(offset <= band.high)
-    if limit[0] % size[0]:
-        rules.append((rows < limit[0])[None, None, :, None])
-    if limit[1] % size[1]:
-        rules.append((columns < limit[1])[None, None, None, :])
-    if mask.query_lengths is not None:
-        rules.append((rows[None] < mask.query_lengths[:, None])[:, None, :, None])
-    if mask.key_lengths is not None:
-        rules.append((columns[None] < mask.key_lengths[:, None])[:, None, None, :])
+    rows = (start[0] + jnp.arange(size[0], dtype=jnp.int32))[None, None, :, None]  # (1, 1, q, 1)
+    columns = (start[1] + jnp.arange(size[1], dtype=jnp.int32))[None, None, None, :]  # (1, 1, 1, k)
+    here = Mask(*(None if x is None else x[:, None, None, None] for x in mask[:2]))
     if mask.query_segments is not None:
-        here = jax.lax.dynamic_slice_in_dim(mask.query_segments, start[0], size[0], 1)  # (B, q)
-        there = jax.lax.dynamic_slice_in_dim(mask.key_segments, start[1], size[1], 1)  # (B, k)
-        rules.append((here[:, :, None] == there[:, None, :])[:, None])
+        queries = jax.lax.dynamic_slice_in_dim(mask.query_segments, start[0], size[0], 1)[:, None, :, None]
+        keys = jax.lax.dynamic_slice_in_dim(mask.key_segments, start[1], size[1], 1)[:, None, None, :]
+        here = here._replace(query_segments=queries, key_segments=keys)
     if mask.dense is not None:
-        rules.append(window(mask.dense, start, size))
-    found = None
-    for rule in rules:
-        found = rule if found is None else found & rule
-    return found
+        here = here._replace(dense=window(mask.dense, start, size))
+    ends = tuple(end if end % n else None for end, n in zip(limit, size, strict=True))
+    return rules(band, rows, columns, ends, here)
 
 
 def window(x: jax.Array, start: tuple, size: tuple[int, int]) -> jax.Array:

@@ -15,6 +15,11 @@ from kernels.attention.tiling import cut
 TILE = (256, 512)  # queries and keys
 
 
+def refuses(request: Request, arrays: Arrays) -> str | None:
+    """It does everything."""
+    return None
+
+
 def forward(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """The output (B, T, N, D) and the log-sum-exp (B, N, T)."""
     tiles = cut(request, arrays, TILE)

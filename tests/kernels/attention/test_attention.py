@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.attention
-from kernels.attention import attention, dropout, masks, xla
-from kernels.attention.reference import attention as reference
+from kernels.attention import attention, dropout, masks, reference, xla
 
 BACKENDS = ("xla",)
 # Of sums of some hundred products of numbers about 1, relative to the result's norm.
@@ -348,8 +346,11 @@ def test_mistakes(shapes, asked, said):
 @pytest.mark.parametrize("length, chosen", [(20, "reference"), (1024, "xla")])
 def test_the_default(monkeypatch, length, chosen):
     """The formula for what is short: nothing of the memory that tiles save is worth having there."""
-    called = []
-    monkeypatch.setitem(kernels.attention.BACKENDS, chosen, lambda *asked: called.append(chosen) or reference(*asked))
+    called, formula = [], reference.attention
+    for name in ("reference", "xla"):
+        module, function = (reference, "attention") if name == "reference" else (xla, "forward")
+        compute = functools.partial(lambda name, *asked: called.append(name) or formula(*asked), name)
+        monkeypatch.setattr(module, function, compute)
     x = jax.ShapeDtypeStruct((1, length, 1, 4), jnp.float32)
     jax.eval_shape(attention, x, x, x)
     assert called == [chosen]

@@ -1,0 +1,41 @@
+"""The machine that a kernel is traced for: its platform and kind, or the interpreter that plays it on a CPU."""
+
+import contextlib
+from typing import Any
+
+import jax
+
+_interpreter: Any = None  # while tests trace
+
+
+def device() -> tuple[str, str]:
+    """Platform ('cpu', 'cuda', 'tpu') and kind ('NVIDIA H200', 'TPU v5 lite') of the mesh that is set, or else of JAX's
+    default device. The mesh may be of devices that are not here.
+
+    >>> device()[0]
+    'cpu'
+    """
+    known = jax.sharding.get_abstract_mesh().abstract_device
+    platform, kind = (known.platform, known.device_kind) if known else _default()
+    return {"gpu": "cuda"}.get(platform, platform), kind
+
+
+def _default() -> tuple[str, str]:
+    found = jax.config.jax_default_device or jax.devices()[0]
+    return (found, found) if isinstance(found, str) else (found.platform, found.device_kind)
+
+
+def interpreter() -> Any:
+    """What to pass as `interpret` to a Pallas kernel: None unless within `interpreted`."""
+    return _interpreter
+
+
+@contextlib.contextmanager
+def interpreted(parameters: Any):
+    """Kernels that are traced herein run on a CPU: `parameters` are Pallas's InterpretParams or InterpretGPUParams."""
+    global _interpreter
+    before, _interpreter = _interpreter, parameters
+    try:
+        yield
+    finally:
+        _interpreter = before
