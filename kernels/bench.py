@@ -1,69 +1,37 @@
-"""The measured table: our kernels against XLA's and PyTorch's, contenders taking turns in one run.
+"""The measured table: our kernels against XLA's, cuDNN's and PyTorch's, contenders taking turns in one run.
 
-    python -m kernels.bench attention
+    python -m kernels.bench attention [--save]
 
-Each contender has a process of its own, so that their threads do not meet; a turn runs one of them for about half a
-second, and a figure is the median over turns. Forward and backward, fresh random data in each process.
+A figure is the median over turns; a turn runs one contender for about half a second. Fresh random data every time.
+`--save` writes kernels/results/attention_<platform>.json, by which `attention` chooses among its implementations.
 """
 
-import importlib.util
+import argparse
+import datetime
+import importlib.metadata
 import json
 import multiprocessing
 import os
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
-BATCH, HEADS, DEPTH = 4, 8, 64
-LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+RESULTS = Path(__file__).parent / "results"
 TURNS, SECONDS = 5, 0.5
+PACKAGES = ("jax", "jaxlib", "torch", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "tokamax")
 
 
-def attention(implementation: str, length: int) -> Callable[[], None]:
-    """One forward and backward pass of causal attention in JAX, float32."""
-    import jax
-    import jax.numpy as jnp
-
-    from kernels.attention import attention
-
-    seeds = jax.random.split(jax.random.key(time.time_ns() % 2**31), 4)
-    *qkv, weigh = (jax.random.normal(seed, (BATCH, length, HEADS, DEPTH), jnp.float32) for seed in seeds)
-
-    def loss(query, key, value):
-        return (attention(query, key, value, is_causal=True, implementation=implementation) * weigh).sum()
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*qkv).compile()
-    return lambda: jax.block_until_ready(gradient(*qkv))
-
-
-def attention_torch(length: int) -> Callable[[], None]:
-    """The same in PyTorch."""
-    import torch
-
-    query, key, value = (torch.randn(BATCH, HEADS, length, DEPTH, requires_grad=True) for _ in range(3))
-    weigh = torch.randn(BATCH, HEADS, length, DEPTH)
-
-    def run():
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        torch.autograd.grad(out, (query, key, value), weigh)
-
-    return run
-
-
-def work(connection, name: str, length: int) -> None:
-    """A process that runs a contender whenever it is told to, and sends the seconds of a call."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    run = attention_torch(length) if name == "PyTorch" else attention(name, length)
-    run()
-    connection.send(peak_memory())
-    while connection.recv():
-        times, end = [], time.perf_counter() + SECONDS
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        connection.send(statistics.median(times))
+def turn(run: Callable[[], None]) -> float:
+    """Median seconds of a call."""
+    times, end = [], time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def peak_memory() -> int:
@@ -73,17 +41,30 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(length: int, names: tuple[str, ...]) -> dict[str, tuple[float, int]]:
-    """Median seconds and peak bytes of each contender."""
+def work(connection, make: Callable[[], Callable[[], None]]) -> None:
+    """A process that runs a contender whenever it is told to, and sends the seconds of a call."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    run = make()
+    run()
+    connection.send(peak_memory())
+    while connection.recv():
+        connection.send(turn(run))
+
+
+def in_processes(contenders: dict[str, Callable]) -> dict[str, tuple[float, int]]:
+    """Median seconds and peak bytes of each contender, each in a process of its own so that their threads do not meet.
+
+    contenders: a function, which can be pickled, that returns what to time.
+    """
     context = multiprocessing.get_context("spawn")
     pipes, children = {}, []
-    for name in names:
+    for name, make in contenders.items():
         pipes[name], there = context.Pipe()
-        children.append(context.Process(target=work, args=(there, name, length)))
+        children.append(context.Process(target=work, args=(there, make)))
         children[-1].start()
         there.close()
     memory = {name: pipe.recv() for name, pipe in pipes.items()}
-    times = {name: [] for name in names}
+    times = {name: [] for name in contenders}
     for _ in range(TURNS):
         for name, pipe in pipes.items():
             pipe.send(True)
@@ -92,24 +73,67 @@ def measure(length: int, names: tuple[str, ...]) -> dict[str, tuple[float, int]]
         pipe.send(False)
     for child in children:
         child.join()
-    return {name: (statistics.median(times[name]), memory[name]) for name in names}
+    return {name: (statistics.median(times[name]), memory[name]) for name in contenders}
+
+
+def in_turns(contenders: dict[str, Callable]) -> dict[str, float | str]:
+    """Median seconds of each contender, all in this process; the first line of its error for one that fails."""
+    runs, found = {}, {}
+    for name, make in contenders.items():
+        try:
+            runs[name] = make()
+            runs[name]()
+        except Exception as error:  # others' kernels refuse in ways of their own: the table says how
+            runs.pop(name, None)
+            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    times = {name: [] for name in runs}
+    for _ in range(TURNS):
+        for name, run in runs.items():
+            times[name].append(turn(run))
+    return found | {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def machine() -> dict:
+    """What a figure depends on besides the code."""
+    import jax
+
+    device = jax.devices()[0]
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    return {
+        "device": cpu or platform.processor() if device.platform == "cpu" else device.device_kind,
+        "cores": os.cpu_count(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _lines(path):
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def main(arguments: list[str]) -> int:
-    if arguments != ["attention"]:
-        print("usage: python -m kernels.bench attention", file=sys.stderr)
-        return 2
-    names = ("xla", "reference", "PyTorch") if importlib.util.find_spec("torch") else ("xla", "reference")
-    print(f"causal attention, forward and backward, B{BATCH} H{HEADS} D{DEPTH}, float32, {os.cpu_count()} CPU cores")
-    print("| T |" + "".join(f" {name}, ms |" for name in names) + " over the others |")
-    print("|---|" + "---:|" * (len(names) + 1))
-    found = {}
-    for length in LENGTHS:
-        found[length] = measure(length, names)
-        ms = [found[length][name][0] * 1e3 for name in names]
-        ratios = ", ".join(f"{other / ms[0]:.2f}" for other in ms[1:])
-        print(f"| {length} |" + "".join(f" {x:.2f} |" for x in ms) + f" {ratios} |", flush=True)
-    print(json.dumps({str(k): {n: {"seconds": s, "bytes": b} for n, (s, b) in v.items()} for k, v in found.items()}))
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("kernel", choices=["attention"])
+    parser.add_argument("--save", action="store_true", help="write the figures to kernels/results/")
+    asked = parser.parse_args(arguments)
+    from kernels import target
+    from kernels.attention import benchmark
+
+    kind = target.device()[0]
+    rows = benchmark.on_cpu() if kind == "cpu" else benchmark.on_gpu()
+    if asked.save:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{asked.kernel}_{kind}.json"
+        command = f"python -m kernels.bench {asked.kernel} --save"
+        path.write_text(json.dumps({**machine(), "command": command, "rows": rows}, indent=1) + "\n")
+        print(f"written: {path}")
     return 0
 
 

@@ -1,15 +1,11 @@
 """Attention with everything that models ask of it, forward and backward."""
 
-import math
-
 import jax
-import jax.numpy as jnp
 
-from kernels.attention import backends, dropout
-from kernels.attention.masks import Band, Mask
-from kernels.attention.request import Arrays, Request
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+from kernels.attention import backends
+from kernels.attention.masks import Mask
+from kernels.attention.request import ask
+from kernels.attention.ring import ring_attention as ring_attention
 
 
 def attention(
@@ -56,16 +52,18 @@ def attention(
       logits_soft_cap: c.
       dropout_rate: of the weights after the softmax, drawn from the key `dropout_rng`, alike in every implementation.
       return_residual: whether to return lse too, (B, T, N), which has gradients.
-      implementation: 'reference' (the formula), 'xla' (a tile at a time), or None: 'xla' from SHORT positions on, below
-        which the formula is faster on a CPU.
+      implementation: 'reference' (the formula), 'xla' (a tile at a time), 'tpu' and 'hopper' (kernels in Pallas),
+        'cudnn', or None for the one that was fastest where it was measured, see `backends.fastest`.
 
     Returns:
       (B, T, N, D) of query's dtype; with `return_residual` a pair with lse, float32.
 
     Raises:
       ValueError: shapes that don't fit, another dtype, dropout without a key.
+      NotImplementedError: an implementation that can't do what is asked, with the reason.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> q = k = v = jnp.ones((2, 16, 4, 8))
       >>> attention(q, k, v, is_causal=True, local_window_size=(4, 0)).shape
       (2, 16, 4, 8)
@@ -75,76 +73,21 @@ def attention(
     single = query.ndim == 3
     if single:
         query, key, value = (x[None] for x in (query, key, value))
-    _check(query, key, value)
-    batch, length, heads, depth = query.shape
-    span = key.shape[1]
-    full = (batch, heads, length, span)
-    for name, x in (("bias", bias), ("mask", mask)):
-        _check_broadcast(name, x, full)
-    if segment_ids is None and key_value_segment_ids is not None:
-        raise ValueError("key_value_segment_ids needs segment_ids, those of the queries")
-    if segment_ids is not None and key_value_segment_ids is None:
-        if length != span:
-            raise ValueError(f"segment_ids alone need as many keys as queries, not {span} and {length}")
-        key_value_segment_ids = segment_ids
-    lengths, segments = (batch,), ((batch, length), (batch, span))
-    for name, x, shape in (
-        ("query_seq_lengths", query_seq_lengths, lengths),
-        ("key_value_seq_lengths", key_value_seq_lengths, lengths),
-        ("segment_ids", segment_ids, segments[0]),
-        ("key_value_segment_ids", key_value_segment_ids, segments[1]),
-    ):
-        if x is not None and (x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer)):
-            raise ValueError(f"{name} must be integers of shape {shape}, not {x.dtype} {x.shape}")
-    if not 0 <= dropout_rate < 1:
-        raise ValueError(f"dropout_rate must be in [0, 1), not {dropout_rate}")
-    if dropout_rate and dropout_rng is None:
-        raise ValueError("dropout_rate needs dropout_rng, a key")
-    if logits_soft_cap is not None and logits_soft_cap <= 0:
-        raise ValueError(f"logits_soft_cap must be above 0, not {logits_soft_cap}")
+    lengths = query_seq_lengths, key_value_seq_lengths
+    segments = segment_ids, key_value_segment_ids
     if implementation is not None and implementation not in backends.NAMES:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")
-    band = Band(None, 0) if is_causal else Band()
-    if local_window_size is not None:
-        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
-        if left < 0 or right < 0:
-            raise ValueError(f"local_window_size must not be negative, not {local_window_size}")
-        band = band.meet(Band(-left, right))
-    request = Request(
-        scale=float(scale if scale is not None else 1 / math.sqrt(depth)),
-        soft_cap=None if logits_soft_cap is None else float(logits_soft_cap),
-        band=band,
-        dropout_rate=float(dropout_rate),
+    request, arrays = ask(
+        (query, key, value, bias),
+        Mask(*lengths, *segments, mask),
+        (is_causal, local_window_size),
+        (scale, logits_soft_cap),
+        (dropout_rate, dropout_rng),
+        return_residual,
     )
-    as_4d = lambda x: None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)  # noqa: E731
-    rules = (query_seq_lengths, key_value_seq_lengths, segment_ids, key_value_segment_ids)
-    data = Mask(*(None if x is None else x.astype(jnp.int32) for x in rules), as_4d(mask))
-    seeds = dropout.seeds(dropout_rng) if dropout_rate else None
-    arrays = Arrays(query, key, value, as_4d(bias), data, seeds)
     out, lse = backends.attention(request, arrays, implementation)
+    out = out[0] if single else out
+    if not return_residual:
+        return out
     lse = lse.swapaxes(1, 2)  # (B, T, N)
-    out, lse = (out[0], lse[0]) if single else (out, lse)
-    return (out, lse) if return_residual else out
-
-
-def _check(query, key, value):
-    shapes = f"{query.shape}, {key.shape} and {value.shape}"
-    if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
-        raise ValueError(f"query must be (B, T, N, D), key and value (B, S, K, D), not {shapes}")
-    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ValueError(f"query and key must have the same B and D, not {shapes}")
-    if not key.shape[2] or query.shape[2] % key.shape[2]:
-        raise ValueError(f"the {query.shape[2]} heads of query must be a multiple of the {key.shape[2]} of key")
-    dtypes = {x.dtype.name for x in (query, key, value)}
-    if len(dtypes) > 1 or query.dtype.name not in DTYPES:
-        raise ValueError(f"query, key and value must be of one dtype of {', '.join(DTYPES)}, not {', '.join(dtypes)}")
-
-
-def _check_broadcast(name, x, full):
-    if x is None:
-        return
-    fits = x.ndim <= 4 and all(n in (1, whole) for n, whole in zip(x.shape[::-1], full[::-1], strict=False))
-    kind = jnp.bool_ if name == "mask" else jnp.floating
-    if not fits or not jnp.issubdtype(x.dtype, kind):
-        what = "bool" if name == "mask" else "floating"
-        raise ValueError(f"{name} must be {what} and broadcastable to {full}, not {x.dtype} {x.shape}")
+    return out, lse[0] if single else lse

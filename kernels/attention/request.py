@@ -1,19 +1,27 @@
-"""What is asked of a backend: what shapes its program, and its arrays."""
+"""What is asked of a backend: what shapes its program, and its arrays; and what may not be asked."""
 
+import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from kernels.attention import dropout
 from kernels.attention.masks import Band, Mask
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Request(NamedTuple):
-    """What is known when the program is compiled: the factor on q k, the cap c of c tanh(s / c), the band, dropout."""
+    """What is known when the program is compiled: the factor on q k, the cap c of c tanh(s / c), the band, dropout, and
+    whether the log-sum-exp is asked for.
+    """
 
     scale: float
     soft_cap: float | None
     band: Band
     dropout_rate: float
+    residual: bool = True
 
 
 class Arrays(NamedTuple):
@@ -32,3 +40,80 @@ class Arrays(NamedTuple):
 def wide(dtype):
     """The dtype of sums for inputs of this dtype."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, residual: bool) -> tuple[Request, Arrays]:
+    """The arguments of `attention` as a Request and its Arrays.
+
+    inputs: query, key, value, bias; mask: as given; band: (is_causal, local_window_size); scores: (scale, soft cap);
+    drop: (dropout_rate, dropout_rng). Raises ValueError as `attention` says.
+    """
+    query, key, value, bias = inputs
+    _check(query, key, value)
+    (batch, length, heads, depth), span = query.shape, key.shape[1]
+    full = (batch, heads, length, span)
+    for name, x, kind in (("bias", bias, jnp.floating), ("mask", mask.dense, jnp.bool_)):
+        if x is not None and not (_fits(x.shape, full) and jnp.issubdtype(x.dtype, kind)):
+            what = "bool" if name == "mask" else "floating"
+            raise ValueError(f"{name} must be {what} and broadcastable to {full}, not {x.dtype} {x.shape}")
+    if mask.query_segments is None and mask.key_segments is not None:
+        raise ValueError("key_value_segment_ids needs segment_ids, those of the queries")
+    if mask.query_segments is not None and mask.key_segments is None:
+        if length != span:
+            raise ValueError(f"segment_ids alone need as many keys as queries, not {span} and {length}")
+        mask = mask._replace(key_segments=mask.query_segments)
+    names = ("query_seq_lengths", "key_value_seq_lengths", "segment_ids", "key_value_segment_ids")
+    shapes = ((batch,), (batch,), (batch, length), (batch, span))
+    for name, x, shape in zip(names, mask[:4], shapes, strict=True):
+        if x is not None and (x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer)):
+            raise ValueError(f"{name} must be integers of shape {shape}, not {x.dtype} {x.shape}")
+    (rate, rng), (scale, cap), (is_causal, window) = drop, scores, band
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate must be in [0, 1), not {rate}")
+    if rate and rng is None:
+        raise ValueError("dropout_rate needs dropout_rng, a key")
+    if cap is not None and cap <= 0:
+        raise ValueError(f"logits_soft_cap must be above 0, not {cap}")
+    band = Band(None, 0) if is_causal else Band()
+    if window is not None:
+        left, right = (window,) * 2 if isinstance(window, int) else window
+        if left < 0 or right < 0:
+            raise ValueError(f"local_window_size must not be negative, not {window}")
+        band = band.meet(Band(-left, right))
+    scale = 1 / math.sqrt(depth) if scale is None else scale
+    request = Request(float(scale), None if cap is None else float(cap), band, float(rate), residual)
+    as_4d = lambda x: None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)  # noqa: E731
+    rules = (None if x is None else x.astype(jnp.int32) for x in mask[:4])
+    seeds = dropout.seeds(rng) if rate else None
+    return request, _varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds))
+
+
+def _varying(arrays: Arrays) -> Arrays:
+    """Within `jax.shard_map` all differ from device to device if one does: what a loop carries must keep its type, and
+    the gradient of what does not differ is summed over the devices.
+    """
+    axes = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
+    every = frozenset().union(*map(axes, jax.tree.leaves(arrays)))
+
+    def mark(x):
+        missing = tuple(sorted(every - axes(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, arrays)
+
+
+def _check(query, key, value):
+    shapes = f"{query.shape}, {key.shape} and {value.shape}"
+    if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
+        raise ValueError(f"query must be (B, T, N, D), key and value (B, S, K, D), not {shapes}")
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(f"query and key must have the same B and D, not {shapes}")
+    if not key.shape[2] or query.shape[2] % key.shape[2]:
+        raise ValueError(f"the {query.shape[2]} heads of query must be a multiple of the {key.shape[2]} of key")
+    dtypes = {x.dtype.name for x in (query, key, value)}
+    if len(dtypes) > 1 or query.dtype.name not in DTYPES:
+        raise ValueError(f"query, key and value must be of one dtype of {', '.join(DTYPES)}, not {', '.join(dtypes)}")
+
+
+def _fits(shape, full):
+    return len(shape) <= 4 and all(n in (1, whole) for n, whole in zip(shape[::-1], full[::-1], strict=False))

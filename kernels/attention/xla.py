@@ -4,15 +4,19 @@ Forward: Rabe and Staats 2021, Self-attention does not need O(n^2) memory; the g
 Dao et al. 2022, FlashAttention, section 3.1 and appendix B.4.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels import target
 from kernels.attention import masks
 from kernels.attention.request import Arrays, Request
-from kernels.attention.tiling import cut
+from kernels.attention.tiling import Grid, Tiling, cut, over_heads
 
-TILE = (256, 512)  # queries and keys
+TILE = (512, 512)  # queries and keys: one head's scores, 1 MB, stay in a core's cache
+SCORES = 2**20  # of all heads that go through the loops together, where one head's are fewer
 
 
 def refuses(request: Request, arrays: Arrays) -> str | None:
@@ -20,43 +24,72 @@ def refuses(request: Request, arrays: Arrays) -> str | None:
     return None
 
 
+def _together(grid: Grid, tiles: Tiling) -> tuple[int, int]:
+    """How many examples and key heads go through the loops side by side: on an accelerator, all."""
+    batch, groups, members = tiles.q.shape[:3]
+    for some in ((batch, groups), (1, groups)):
+        if math.prod((*some, members, *grid.size)) <= SCORES or target.device()[0] != "cpu":
+            return some
+    return 1, 1
+
+
+def _by_kind(grid: Grid, tiles: Tiling, i, j, attend, carry):
+    """The carry after a tile that is skipped if it is empty and masked if it is partial."""
+    if not grid.ruled:
+        return attend(False, carry)
+    kinds = tiles.kinds[:, :, i, j]
+    kind = jnp.where((kinds == masks.FULL).all(), masks.FULL, jnp.where((kinds == masks.EMPTY).all(), masks.EMPTY, 1))
+    skip, partial, full = (
+        (lambda carry: carry),
+        (lambda carry: attend(True, carry)),
+        (lambda carry: attend(False, carry)),
+    )
+    return lax.switch(kind, (skip, partial, full), carry)
+
+
 def forward(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """The output (B, T, N, D) and the log-sum-exp (B, N, T)."""
-    tiles = cut(request, arrays, TILE)
-    wide = tiles.wide
+    grid, tiles = cut(request, arrays, TILE)
+    wide, (batch, length, heads, _) = grid.wide, arrays.query.shape
 
-    def row(i):
-        """One tile of queries against all keys: (B, K, G, q, D) and (B, K, G, q, 1)."""
-        q = tiles.queries(tiles.q, i)
+    def step(carry, tiles):
+        queries = jnp.moveaxis(tiles.q, 4, 2)  # (B, K, D, G, T')
 
-        def attend(j, carry):
-            out, top, total = carry
-            scores, _ = tiles.scores(i, j, q, tiles.keys(tiles.k, j))  # (B, K, G, q, k)
-            higher = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
-            shift = jnp.where(jnp.isfinite(higher), higher, 0.0)  # a row with nothing to attend to yet
-            weights, decay = jnp.exp(scores - shift), jnp.exp(top - shift)
-            total = total * decay + weights.sum(axis=-1, keepdims=True)
-            if request.dropout_rate:
-                weights = jnp.where(tiles.kept(i, j), weights / (1 - request.dropout_rate), 0.0)
-            v = tiles.keys(tiles.v, j)
-            update = jnp.einsum("bhgqk,bhkd->bhgqd", weights.astype(v.dtype), v, preferred_element_type=wide)
-            return out * decay + update, higher, total
+        def row(i):
+            """One tile of queries against all keys: (B, K, D, G, q) and (B, K, 1, G, q)."""
+            q = grid.queries(queries, i)
 
-        def column(j, carry):
-            return lax.cond(
-                tiles.kinds[i, j] == masks.EMPTY, lambda carry: carry, lambda carry: attend(j, carry), carry
-            )
+            def column(j, carry):
+                k, v = grid.keys(tiles.k, j, 2), grid.keys(tiles.v, j, 2)  # (B, K, k, D)
 
-        one = (*q.shape[:-1], 1)
-        start = jnp.zeros(q.shape, wide), jnp.full(one, -jnp.inf, wide), jnp.zeros(one, wide)
-        out, top, total = lax.fori_loop(*tiles.columns(i), column, start)
-        some = total > 0
-        total = jnp.where(some, total, 1.0)
-        return (out / total).astype(arrays.query.dtype), jnp.where(some, top + jnp.log(total), -jnp.inf)
+                def attend(masked, carry):
+                    out, top, total = carry
+                    scores, _ = grid.scores(tiles, i, j, q, k, masked)  # (B, K, k, G, q)
+                    higher = jnp.maximum(top, scores.max(axis=2, keepdims=True))
+                    shift = jnp.where(jnp.isfinite(higher), higher, 0.0)  # a row with nothing to attend to yet
+                    weights, decay = jnp.exp(scores - shift), jnp.exp(top - shift)
+                    total = total * decay + weights.sum(axis=2, keepdims=True)
+                    if request.dropout_rate:
+                        kept = grid.kept(tiles, arrays.seeds, i, j)
+                        weights = jnp.where(kept, weights / (1 - request.dropout_rate), 0.0)
+                    update = jnp.einsum("bhkd,bhkgq->bhdgq", v, weights.astype(v.dtype), preferred_element_type=wide)
+                    return out * decay + update, higher, total
 
-    out, lse = lax.map(row, jnp.arange(tiles.count[0], dtype=jnp.int32))  # (T' / q, B, K, G, q, D or 1)
-    batch, length, heads = arrays.query.shape[:3]
-    out, lse = (jnp.moveaxis(x, 0, 3).reshape(batch, heads, -1, x.shape[-1])[:, :, :length] for x in (out, lse))
+                return _by_kind(grid, tiles, i, j, attend, carry)
+
+            one = (*q.shape[:2], 1, *q.shape[3:])
+            nothing = jnp.zeros_like(q, dtype=wide)  # like q: within shard_map, different on each device
+            start = nothing, jnp.full_like(nothing, -jnp.inf, shape=one), jnp.zeros_like(nothing, shape=one)
+            out, top, total = lax.fori_loop(*grid.columns(i), column, start)
+            some = total > 0
+            total = jnp.where(some, total, 1.0)
+            return (out / total).astype(arrays.query.dtype), jnp.where(some, top + jnp.log(total), -jnp.inf)
+
+        found = lax.map(row, jnp.arange(grid.count[0], dtype=jnp.int32))  # (T' / q, B, K, D or 1, G, q)
+        return carry, jax.tree.map(lambda x: x.transpose(1, 2, 4, 0, 5, 3), found)  # (B, K, G, T' / q, q, D or 1)
+
+    _, (out, lse) = over_heads(step, tiles, None, (batch, arrays.key.shape[2]), _together(grid, tiles))
+    out, lse = (x.reshape(batch, heads, -1, x.shape[-1])[:, :, :length] for x in (out, lse))
     return out.swapaxes(1, 2), lse[..., 0]
 
 
@@ -68,72 +101,84 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
     One pass over the tiles, a tile of keys at a time; the gradient of the queries adds up in place. No sum depends on
     the order in which threads come to it.
     """
-    tiles = cut(request, arrays, TILE)
-    wide, (batch, length, heads, depth) = tiles.wide, arrays.query.shape
-    span = arrays.key.shape[1]
+    grid, tiles = cut(request, arrays, TILE)
+    wide, dtype, (batch, length, heads, depth) = grid.wide, tiles.q.dtype, arrays.query.shape
+    span, groups = arrays.key.shape[1:3]
 
     def rows(x):
         """(B, N, T, ...) in whole tiles, (B, K, G, T', ...)."""
-        x = x.reshape(batch, *tiles.q.shape[1:3], *x.shape[2:])
+        x = x.reshape(batch, groups, heads // groups, *x.shape[2:])
         return jnp.pad(x, [(0, 0)] * 3 + [(0, tiles.q.shape[3] - length)] + [(0, 0)] * (x.ndim - 4))
 
-    d_rows = rows(d_out.swapaxes(1, 2))
     delta = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1).swapaxes(1, 2) - d_lse  # (B, N, T)
     # A row with nothing to attend to has lse -inf, and exp(S - inf) = 0 is what its weights are.
-    lse, delta = (rows(x)[..., None] for x in (jnp.where(jnp.isfinite(lse), lse, jnp.inf), delta))
+    lse, delta = (rows(x)[:, :, None] for x in (jnp.where(jnp.isfinite(lse), lse, jnp.inf), delta))  # (B, K, 1, G, T')
 
-    def column(carry, j):
-        k, v = tiles.keys(tiles.k, j), tiles.keys(tiles.v, j)
+    def step(d_bias, tree):
+        tiles, d_rows, lse, delta = tree
+        q_t, d_rows_t = (jnp.moveaxis(x, 4, 2) for x in (tiles.q, d_rows))  # (B, K, D, G, T')
 
-        def attend(i, carry):
-            d_q, d_k, d_v, d_bias = carry
-            q, do = tiles.queries(tiles.q, i), tiles.queries(d_rows, i)
-            scores, slope = tiles.scores(i, j, q, k)
-            weights = jnp.exp(scores - tiles.queries(lse, i))  # (B, K, G, q, k)
-            d_weights = jnp.einsum("bhgqd,bhkd->bhgqk", do, v, preferred_element_type=wide)
-            dropped = weights
-            if request.dropout_rate:
-                factor = jnp.where(tiles.kept(i, j), 1 / (1 - request.dropout_rate), 0.0).astype(wide)
-                dropped, d_weights = weights * factor, d_weights * factor
-            d_v = d_v + jnp.einsum("bhgqk,bhgqd->bhkd", dropped.astype(do.dtype), do, preferred_element_type=wide)
-            d_scores = weights * (d_weights - tiles.queries(delta, i))
-            if d_bias is not None:
-                d_bias = add(d_bias, d_scores, i, j)
-            d_product = (d_scores * slope).astype(q.dtype)
-            d_k = d_k + jnp.einsum("bhgqk,bhgqd->bhkd", d_product, q, preferred_element_type=wide)
-            more = jnp.einsum("bhgqk,bhkd->bhgqd", d_product, k, preferred_element_type=wide)
-            d_q = lax.dynamic_update_slice_in_dim(d_q, tiles.queries(d_q, i) + more, i * tiles.size[0], 3)
-            return d_q, d_k, d_v, d_bias
+        def column(carry, j):
+            k, v = grid.keys(tiles.k, j, 2), grid.keys(tiles.v, j, 2)  # (B, K, k, D)
 
-        def row(i, carry):
-            return lax.cond(
-                tiles.kinds[i, j] == masks.EMPTY, lambda carry: carry, lambda carry: attend(i, carry), carry
-            )
+            def row(i, carry):
+                q, do = grid.queries(tiles.q, i, 3), grid.queries(d_rows, i, 3)  # (B, K, G, q, D)
 
-        d_q, d_bias = carry
-        zeros = jnp.zeros(k.shape, wide)
-        d_q, d_k, d_v, d_bias = lax.fori_loop(*tiles.rows(j), row, (d_q, zeros, zeros, d_bias))
-        return (d_q, d_bias), (d_k.astype(k.dtype), d_v.astype(v.dtype))
+                def attend(masked, carry):
+                    d_q, d_k, d_v, d_bias = carry
+                    scores, slope = grid.scores(tiles, i, j, grid.queries(q_t, i), k, masked)
+                    weights = jnp.exp(scores - grid.queries(lse, i))  # (B, K, k, G, q)
+                    d_weights = jnp.einsum(
+                        "bhkd,bhdgq->bhkgq", v, grid.queries(d_rows_t, i), preferred_element_type=wide
+                    )
+                    dropped = weights
+                    if request.dropout_rate:
+                        kept = grid.kept(tiles, arrays.seeds, i, j)
+                        factor = jnp.where(kept, 1 / (1 - request.dropout_rate), 0.0).astype(wide)
+                        dropped, d_weights = weights * factor, d_weights * factor
+                    d_scores = weights * (d_weights - grid.queries(delta, i))
+                    d_product = (d_scores * slope).astype(dtype)
+                    d_v += jnp.einsum("bhkgq,bhgqd->bhkd", dropped.astype(dtype), do, preferred_element_type=wide)
+                    d_k += jnp.einsum("bhkgq,bhgqd->bhkd", d_product, q, preferred_element_type=wide)
+                    d_q += jnp.einsum("bhkd,bhkgq->bhdgq", k, d_product, preferred_element_type=wide)
+                    if d_bias is not None:
+                        d_bias += _summed(jnp.moveaxis(d_scores, 2, 4), d_bias.shape)
+                    return d_q, d_k, d_v, d_bias
 
-    def add(total, x, i, j):
-        """Add a tile to that of the bias, summed over what the bias is broadcast along."""
-        axes = tuple(axis for axis in range(5) if total.shape[axis] == 1 and x.shape[axis] != 1)
-        here = tiles.window(total, i, j) + x.sum(axis=axes, keepdims=True)
-        nothing = jnp.int32(0)
-        at = (
-            nothing if total.shape[axis] == 1 else n * size
-            for axis, n, size in zip((3, 4), (i, j), tiles.size, strict=True)
-        )
-        return lax.dynamic_update_slice(total, here, (nothing, nothing, nothing, *at))
+                d_q, d_k, d_v, d_bias = carry
+                here = None if d_bias is None else grid.window(d_bias, i, j)
+                here = grid.queries(d_q, i), d_k, d_v, here
+                found, d_k, d_v, here = _by_kind(grid, tiles, i, j, attend, here)
+                d_q = lax.dynamic_update_slice_in_dim(d_q, found, i * grid.size[0], 4)
+                if d_bias is not None:
+                    at = zip((3, 4), (i, j), grid.size, strict=True)
+                    at = (jnp.int32(0) if d_bias.shape[axis] == 1 else n * size for axis, n, size in at)
+                    d_bias = lax.dynamic_update_slice(d_bias, here, (jnp.int32(0),) * 3 + tuple(at))
+                return d_q, d_k, d_v, d_bias
 
-    start = jnp.zeros(tiles.q.shape, wide), None if tiles.bias is None else jnp.zeros(tiles.bias.shape, wide)
-    (d_q, d_bias), (d_k, d_v) = lax.scan(column, start, jnp.arange(tiles.count[1], dtype=jnp.int32))
-    d_q = d_q.reshape(batch, heads, -1, depth)[:, :, :length].swapaxes(1, 2).astype(arrays.query.dtype)
-    d_k, d_v = (
-        jnp.moveaxis(x, 0, 2).reshape(batch, x.shape[2], -1, depth)[:, :, :span].swapaxes(1, 2) for x in (d_k, d_v)
-    )
+            d_q, d_bias = carry
+            zeros = jnp.zeros_like(k, dtype=wide)
+            d_q, d_k, d_v, d_bias = lax.fori_loop(*grid.rows(j), row, (d_q, zeros, zeros, d_bias))
+            return (d_q, d_bias), (d_k, d_v)
+
+        start = jnp.zeros_like(q_t, dtype=wide), d_bias
+        (d_q, d_bias), (d_k, d_v) = lax.scan(column, start, jnp.arange(grid.count[1], dtype=jnp.int32))
+        d_k, d_v = (jnp.moveaxis(x, 0, 2) for x in (d_k, d_v))  # (B, K, S' / k, k, D)
+        return d_bias, (jnp.moveaxis(d_q, 2, 4), d_k, d_v)
+
+    tree = tiles, rows(d_out.swapaxes(1, 2).astype(dtype)), lse, delta
+    start = None if tiles.bias is None else jnp.zeros_like(tiles.bias, dtype=wide)
+    d_bias, (d_q, d_k, d_v) = over_heads(step, tree, start, (batch, groups), _together(grid, tiles))
+    d_q = d_q.reshape(batch, heads, -1, depth)[:, :, :length].swapaxes(1, 2)
+    d_k, d_v = (x.reshape(batch, groups, -1, depth)[:, :, :span].swapaxes(1, 2) for x in (d_k, d_v))
+    d_q, d_k, d_v = (x.astype(arrays.query.dtype) for x in (d_q, d_k, d_v))
     if d_bias is not None:
         shape = arrays.bias.shape
-        whole = d_bias.reshape(*shape[:2], *d_bias.shape[3:])
-        d_bias = whole[:, :, : shape[2], : shape[3]].astype(arrays.bias.dtype)
+        d_bias = d_bias.reshape(*shape[:2], *d_bias.shape[3:])[:, :, : shape[2], : shape[3]].astype(arrays.bias.dtype)
     return d_q, d_k, d_v, d_bias
+
+
+def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x, summed over the axes that this shape has 1 on."""
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] != 1)
+    return x.sum(axis=axes, keepdims=True)

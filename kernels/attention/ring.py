@@ -1,0 +1,193 @@
+"""Attention over a sequence that is divided over devices: keys and values go round a ring.
+
+Liu, Zaharia and Abbeel 2023, Ring attention with blockwise transformers for near-infinite context, section 3.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kernels.attention import backends
+from kernels.attention.masks import Band, Mask
+from kernels.attention.request import Arrays, Request, ask, wide
+
+
+class Ring(NamedTuple):
+    """What is known when the program is compiled: the axis of the mesh, its size, and the implementation of a block."""
+
+    axis: str
+    size: int
+    request: Request
+    name: str
+
+
+def ring_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    axis_name: str,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: jax.Array | None = None,
+    key_value_seq_lengths: jax.Array | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    segment_ids: jax.Array | None = None,
+    key_value_segment_ids: jax.Array | None = None,
+    logits_soft_cap: float | None = None,
+    return_residual: bool = False,
+    implementation: str | None = None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """`attention` within `jax.shard_map`, of positions that are divided in order over the axis `axis_name`.
+
+    Each device holds T queries and S keys of the P T and P S. The keys and values of each visit all devices in P - 1
+    steps, and in the gradient their own gradients travel with them. A block where nothing may be attended to, as half
+    of them are under a causal mask, costs its journey alone. The lengths count whole sequences; all other arrays are
+    the device's own. Second derivatives raise.
+
+    Args, returns, raises: as `kernels.attention.attention`; an implementation that gives a log-sum-exp.
+
+    Example:
+      >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("sequence",))
+      >>> divided = jax.sharding.PartitionSpec(None, "sequence")
+      >>> call = functools.partial(ring_attention, axis_name="sequence", is_causal=True)
+      >>> call = jax.shard_map(call, mesh=mesh, in_specs=divided, out_specs=divided, check_vma=False)
+      >>> call(*(jnp.ones((2, 16, 4, 8)),) * 3).shape
+      (2, 16, 4, 8)
+    """
+    mask = Mask(query_seq_lengths, key_value_seq_lengths, segment_ids, key_value_segment_ids)
+    bands, scores = (is_causal, local_window_size), (scale, logits_soft_cap)
+    request, arrays = ask((query, key, value, None), mask, bands, scores, (0.0, None), True)
+    name = implementation or backends.fastest(request, arrays, among=backends.PLATFORMS)
+    if name not in backends.PLATFORMS:
+        raise ValueError(f"implementation must be None or one of {', '.join(backends.PLATFORMS)}, not {name!r}")
+    if reason := backends.refusal(request, arrays, name):
+        raise NotImplementedError(f"implementation={name!r} {reason}")
+    ring = Ring(axis_name, lax.axis_size(axis_name), request, name)
+    out, lse = _ring(ring, arrays)
+    return (out, lse.swapaxes(1, 2)) if return_residual else out
+
+
+def _block(ring: Ring, arrays: Arrays, distance: int) -> Request | None:
+    """The request for queries that are `distance` devices behind these keys, None if they may not attend to them."""
+    length, span = arrays.query.shape[1], arrays.key.shape[1]
+    low, high = ring.request.band
+    # Query i of this device and key j of that one are at the positions r T + i and (r - distance) S + j.
+    low, high = (None if end is None else end + distance * span for end in (low, high))
+    if (low is not None and low > span - 1) or (high is not None and high < 1 - length):
+        return None
+    low = None if low is not None and low <= 1 - length else low
+    high = None if high is not None and high >= span - 1 else high
+    return ring.request._replace(band=Band(low, high))
+
+
+def _plan(ring: Ring, arrays: Arrays) -> list[tuple[tuple, range]]:
+    """The steps round the ring, in runs of the same work.
+
+    In step n device r has the keys of device r - n, n behind it, or, if they have gone round, P - n before it: the work
+    is a pair of requests, for either case.
+    """
+    work = [tuple(_block(ring, arrays, distance) for distance in (n, n - ring.size)) for n in range(ring.size)]
+    work[0] = (work[0][0],) * 2
+    # The last step by itself: its keys and values need go nowhere, and a compiler sees that.
+    last = {ring.size - 1} if any(work[-1]) else set()
+    first = [n for n in range(ring.size) if n == 0 or n in last or work[n] != work[n - 1]]
+    return [(work[n], range(n, end)) for n, end in zip(first, [*first[1:], ring.size], strict=True)]
+
+
+def _go_round(ring: Ring, arrays: Arrays, step: Callable, moving: Any, staying: Any) -> tuple[Any, Any]:
+    """`step(requests, n, moving, staying) -> (moving, staying)` for each step, after which all is where it began."""
+    for requests, steps in _plan(ring, arrays):
+        if not any(requests):
+            moving = _pass_on(ring, moving, len(steps))
+        elif len(steps) == 1:
+            moving, staying = step(requests, steps.start, moving, staying)
+        else:  # a loop: a program no longer than for few devices, and memory for one journey
+            body = functools.partial(lambda n, state, requests: step(requests, n, *state), requests=requests)
+            moving, staying = lax.fori_loop(steps.start, steps.stop, body, (moving, staying))
+    return moving, staying
+
+
+def _pass_on(ring: Ring, tree: Any, places: int = 1) -> Any:
+    """What the device so many places before held."""
+    there = [(i, (i + places) % ring.size) for i in range(ring.size)]
+    return jax.tree.map(lambda x: lax.ppermute(x, ring.axis, there), tree)
+
+
+def _visit(ring: Ring, arrays: Arrays, held: tuple, requests: tuple, n: Any, compute: Callable, nothing: Any) -> Any:
+    """`compute(request, arrays)` for the keys, values and segments held in step n, `nothing` where the band says so."""
+    rank = lax.axis_index(ring.axis)
+    owner = (rank - n) % ring.size
+    length, span = arrays.query.shape[1], arrays.key.shape[1]
+    rows, columns = arrays.mask.query_lengths, arrays.mask.key_lengths
+    rows = None if rows is None else jnp.clip(rows - rank * length, 0, length)
+    columns = None if columns is None else jnp.clip(columns - owner * span, 0, span)
+    key, value, segments = held
+    mask = arrays.mask._replace(query_lengths=rows, key_lengths=columns, key_segments=segments)
+    arrays = arrays._replace(key=key, value=value, mask=mask)
+
+    def branch(request):
+        return (lambda _: nothing) if request is None else (lambda arrays: compute(request, arrays))
+
+    behind, before = requests
+    if behind == before:
+        return branch(behind)(arrays)
+    return lax.cond(rank >= n, branch(behind), branch(before), arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ring(ring: Ring, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+    """The output (B, T, N, D) and the log-sum-exp (B, N, T) of this device's queries."""
+    query = arrays.query
+    (batch, length, heads, _), sums = query.shape, wide(query.dtype)
+    nothing = jnp.zeros_like(query), jnp.full_like(query, -jnp.inf, shape=(batch, heads, length), dtype=sums)
+    forward = backends.module(ring.name).forward
+
+    def step(requests, n, held, found):
+        ahead = _pass_on(ring, held)  # while this device computes
+        block, block_lse = _visit(ring, arrays, held, requests, n, lambda *asked: forward(*asked)[:2], nothing)
+        out, lse = found
+        total = jnp.logaddexp(lse, block_lse)
+        weights = (jnp.exp(x - jnp.where(jnp.isfinite(total), total, 0.0)) for x in (lse, block_lse))
+        old, new = (x.swapaxes(1, 2)[..., None] for x in weights)  # (B, T, N, 1)
+        return ahead, (out * old + block.astype(sums) * new, total)
+
+    held = arrays.key, arrays.value, arrays.mask.key_segments
+    _, (out, lse) = _go_round(ring, arrays, step, held, (nothing[0].astype(sums), nothing[1]))
+    return out.astype(query.dtype), lse
+
+
+def _ring_forward(ring, arrays):
+    out, lse = _ring(ring, arrays)
+    return (out, lse), (arrays, out, lse)
+
+
+def _ring_backward(ring, residuals, cotangents):
+    arrays, out, lse = residuals
+    backward, sums = backends.module(ring.name).backward, wide(arrays.query.dtype)
+    nothing = jax.tree.map(jnp.zeros_like, arrays[:3])
+
+    def gradients(request, arrays):
+        # The weights of a block follow from the log-sum-exp of the whole row.
+        return backward(request, arrays, out, lse, *cotangents)[:3]
+
+    def step(requests, n, moving, d_query):
+        held, (d_key, d_value) = moving
+        ahead = _pass_on(ring, held)
+        found = _visit(ring, arrays, held, requests, n, gradients, nothing)
+        more_query, more_key, more_value = (x.astype(sums) for x in found)
+        return (ahead, _pass_on(ring, (d_key + more_key, d_value + more_value))), d_query + more_query
+
+    held = arrays.key, arrays.value, arrays.mask.key_segments
+    start = tuple(jnp.zeros_like(x, dtype=sums) for x in arrays[:3])
+    (_, (d_key, d_value)), d_query = _go_round(ring, arrays, step, (held, start[1:]), start[0])
+    found = (x.astype(arrays.query.dtype) for x in (d_query, d_key, d_value))
+    return (Arrays(*found, None, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), arrays.mask), None),)
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
