@@ -8,22 +8,7 @@ import jax.numpy as jnp
 
 from deeplearn.errors import UserError
 from deeplearn.layers.dense import Dense
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v in each head: (B, T, heads, D) thrice to the same shape.
-
-    Weights are computed in float32 and divided by their sum after the product with v, which has fewer elements.
-
-    >>> q = k = v = jnp.ones((2, 16, 4, 8))
-    >>> attention(q, k, v).shape
-    (2, 16, 4, 8)
-    """
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))  # (B, heads, T, T)
-    total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]  # (B, T, heads, 1)
-    x = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (x / total).astype(v.dtype)
+from kernels.attention import attention
 
 
 class SelfAttention(nn.Module):
