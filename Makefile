@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: install peers lint test compare benchmark lock clean
+.PHONY: install peers chips lint test compare benchmark lock clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,14 @@ $(VENV)/installed: requirements.lock setup.py
 # What the tests and the benchmark compare with; without it those tests skip.
 peers: install
 	$(RUN) -m pip install --quiet --disable-pip-version-check torch==2.13.0 || echo "no PyTorch here: the tests that compare with it skip"
+
+# The compilers for TPUs and CUDA (a gigabyte), in a folder of their own: beside jax they would look for devices at every
+# start. Without them the tests that compile for chips that are not here skip.
+chips: $(VENV)/chips/installed
+
+$(VENV)/chips/installed: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/chips \
+	  $$($(RUN) -m kernels.chips) && touch $@ || echo "no compilers for other chips here: the tests that need them skip"
 
 compare: install
 	$(RUN) -m deeplearn compare --config=experiments/digits_mlp.py --workdir=runs/compare
