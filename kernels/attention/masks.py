@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 EMPTY, PARTIAL, FULL = range(3)
 
@@ -100,18 +101,9 @@ def tiles(band: Band, mask: Mask, size: tuple[int, int], limit: tuple[int, int])
     that is called partial may be empty or full, by several rules together; never the other way.
     """
     (q, k), (length, keys) = size, limit
-    first_row = jnp.arange(0, length, q, dtype=jnp.int32)[:, None]  # (T / q, 1)
-    first_column = jnp.arange(0, keys, k, dtype=jnp.int32)[None, :]  # (1, S / k)
+    some, every = (jnp.asarray(x)[None, None] for x in band_tiles(band, size, limit))
+    first_row, first_column = (jnp.asarray(x) for x in _corners(size, limit))
     last_row, last_column = jnp.minimum(first_row + q, length) - 1, jnp.minimum(first_column + k, keys) - 1
-    least, most = (x[None, None] for x in (first_column - last_row, last_column - first_row))  # of j - i in a tile
-    shape = (1, 1, first_row.shape[0], first_column.shape[1])
-    # A tile that passes the limit holds padding, and is never full.
-    some = jnp.ones(shape, bool)
-    every = ((first_row + q <= length) & (first_column + k <= keys))[None, None]
-    if band.low is not None:
-        some, every = some & (most >= band.low), every & (least >= band.low)
-    if band.high is not None:
-        some, every = some & (least <= band.high), every & (most <= band.high)
     for lengths, first, last in (
         (mask.query_lengths, first_row, last_row),
         (mask.key_lengths, first_column, last_column),
@@ -129,6 +121,29 @@ def tiles(band: Band, mask: Mask, size: tuple[int, int], limit: tuple[int, int])
         some = some & _pooled(mask.dense, size, limit, jnp.any)
         every = every & _pooled(mask.dense, size, limit, jnp.all)
     return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY)).astype(jnp.int32)
+
+
+def band_tiles(band: Band, size: tuple[int, int], limit: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the band leaves something of each tile, and whether everything: (T / q, S / k) bool, known at once.
+
+    A tile that passes the limit holds padding, and is never full.
+    """
+    (q, k), (length, keys) = size, limit
+    rows, columns = _corners(size, limit)
+    last_row, last_column = np.minimum(rows + q, length) - 1, np.minimum(columns + k, keys) - 1
+    least, most = columns - last_row, last_column - rows  # of j - i in a tile
+    some, every = np.ones(least.shape, bool), (rows + q <= length) & (columns + k <= keys)
+    if band.low is not None:
+        some, every = some & (most >= band.low), every & (least >= band.low)
+    if band.high is not None:
+        some, every = some & (least <= band.high), every & (most <= band.high)
+    return some, every
+
+
+def _corners(size, limit):
+    """The first query and the first key of each tile, (T / q, 1) and (1, S / k)."""
+    rows, columns = (np.arange(0, whole, n, dtype=np.int32) for whole, n in zip(limit, size, strict=True))
+    return rows[:, None], columns[None, :]
 
 
 def _ranges(numbers, length, size):

@@ -1,0 +1,185 @@
+"""Kernels compiled for TPUs that are not here: whether they fit, and the schedule that the compiler gives them.
+
+    python -m kernels.chips.tpu attention [--only='v5e bias.*'] [--schedule [--record]]
+
+prints JSON: of each case its memory, or why it does not compile. With --schedule it compiles those cases alone of which
+schedules are kept, and prints these too; --record keeps them in `kernels/results`. It needs libtpu, installed or in the
+folder `chips` of the environment (pip install --target), which compiles for any TPU and needs none.
+"""
+
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "TPU7x": "TPU7x:2x2x1"}
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def find_libtpu() -> str | None:
+    """Where libtpu is: '' if it can be imported as it is, a folder to add to the path, None if there is none."""
+    if importlib.util.find_spec("libtpu"):
+        return ""
+    folder = os.path.join(sys.prefix, "chips")
+    return folder if os.path.isdir(os.path.join(folder, "libtpu")) else None
+
+
+def compiled(function: Callable, arguments: Any, chip: str) -> Any:
+    """A function of these ShapeDtypeStructs, compiled for one chip of this name; nothing can run."""
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(TOPOLOGIES[chip], "tpu").devices
+    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("chip",))
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*arguments).compile()
+
+
+def schedules(folder: str, prefix: str) -> dict[str, dict]:
+    """Of each Pallas kernel, named prefix_..., that libtpu dumped here: its bundles, and what fills the longest blocks.
+
+    A block runs from one branch to the next; the longest are the work on one tile. mxu: the share of the slots of the
+    matrix units that are taken; spills: stores of registers that were too few.
+    """
+    found = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*-final_bundles.txt"))):
+        name = re.search(rf"{prefix}_[a-z_]*[a-z]", os.path.basename(path).split("-final_bundles")[0])
+        if not name or "schedule-analysis" in path:
+            continue
+        stem = re.sub(r"-\d+-final_bundles.txt$", "", path)
+        table = Path(glob.glob(glob.escape(stem) + "-*-final_hlo-static-per-bundle-utilization.txt")[0]).read_text()
+        columns, capacity = (line.split() for line in table.splitlines()[1:3])
+        columns = [column.strip(",") for column in columns]
+        slots = [list(map(int, line.split())) for line in table.split("UTILIZATION:\n")[1].splitlines()]
+        lines = re.findall(r"^\s*0x[0-9a-f]+\s+(\w*)\s*:(.*)$", Path(path).read_text(), re.MULTILINE)
+        cuts = [at for at, (label, text) in enumerate(lines) if label or "sbr.rel" in text]
+        blocks = []
+        for start, end in zip([0, *cuts], [*cuts, len(lines)], strict=True):
+            taken = dict(zip(columns, map(sum, zip(*slots[start:end], strict=True)), strict=False))
+            if "MXU" in taken and taken["MXU"]:
+                mxu = taken["MXU"] / (end - start) / int(capacity[columns.index("MXU")])
+                blocks.append({"bundles": end - start, "mxu": round(mxu, 3), "spills": taken["VSTORE:SPILL"]})
+        blocks.sort(key=lambda block: -block["bundles"])
+        found[name[0]] = {"bundles": len(lines), "blocks": blocks[:2]}
+    return found
+
+
+def attention_cases() -> Iterator[tuple[str, str, Callable, tuple]]:
+    """Name, chip, function and shapes: the gradient of attention, and so its output, on every chip and in every way."""
+    import jax
+    import jax.numpy as jnp
+
+    from kernels.attention import attention
+
+    def case(dtype, depth, length=2048, heads=(4, 4), bias=None, extra=None, **asked):
+        shapes = [jax.ShapeDtypeStruct((2, length, n, depth), dtype) for n in (heads[0], heads[1], heads[1])]
+        shapes += [jax.ShapeDtypeStruct(bias, dtype)] if bias else []
+        extra = extra or {}
+
+        def gradient(learned, extra):
+            def loss(*learned):
+                out, lse = attention(*learned, return_residual=True, implementation="tpu", **extra, **asked)
+                return out.astype(jnp.float32).sum() + lse.sum()
+
+            return jax.value_and_grad(loss, argnums=tuple(range(len(learned))))(*learned)
+
+        return gradient, (shapes, extra)
+
+    number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    for chip in TOPOLOGIES:
+        for dtype in ("bfloat16", "float32"):
+            for depth in (64, 128, 256):
+                yield f"causal {dtype} {depth}", chip, *case(dtype, depth, is_causal=True)
+    segments = {"segment_ids": number(2, 2048), "key_value_segment_ids": number(2, 2048)}
+    rng = {"dropout_rng": jax.eval_shape(lambda: jax.random.key(0))}
+    everything = segments | rng | {"key_value_seq_lengths": number(2), "mask": jax.ShapeDtypeStruct((2048, 2048), bool)}
+    for name, asked in {
+        "full": {},
+        "window": {"is_causal": True, "local_window_size": 300},
+        "segments": {"extra": segments},
+        "lengths": {"extra": {"query_seq_lengths": number(2), "key_value_seq_lengths": number(2)}},
+        "mask": {"extra": {"mask": jax.ShapeDtypeStruct((2, 1, 2048, 2048), bool)}},
+        "mask of keys": {"extra": {"mask": jax.ShapeDtypeStruct((2, 1, 1, 2048), bool)}},
+        "bias": {"bias": (1, 4, 2048, 2048)},
+        "bias of keys": {"bias": (2, 1, 1, 2048)},
+        "bias of queries": {"bias": (1, 4, 2048, 1)},
+        "bias of heads": {"bias": (1, 4, 1, 1)},
+        "soft cap": {"logits_soft_cap": 20.0},
+        "dropout": {"dropout_rate": 0.1, "extra": rng},
+        "groups": {"heads": (8, 2), "is_causal": True},
+        "one key head": {"heads": (4, 1)},
+        "odd lengths": {"length": 1000, "is_causal": True},
+        "short": {"length": 5},
+        "everything": {
+            "heads": (4, 2),
+            "is_causal": True,
+            "logits_soft_cap": 20.0,
+            "bias": (1, 4, 2048, 2048),
+            "dropout_rate": 0.1,
+            "extra": everything,
+        },
+    }.items():
+        yield name, "v5e", *case("bfloat16", 128, **asked)
+    yield "float16", "v5e", *case("float16", 64)
+    for depth in (32, 80, 96, 192):
+        yield f"depth {depth}", "v5e", *case("bfloat16", depth, is_causal=True)
+
+
+CASES = {"attention": attention_cases}
+SCHEDULES = {"attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|v5e dropout|v5e segments)$"}
+
+
+def check(what: str, only: str | None, dump: str | None) -> dict:
+    """Compile the cases of this name: what each says of its memory, or why it did not compile; schedules, if dumped."""
+    found = {}
+    for name, chip, function, arguments in CASES[what]():
+        case = f"{chip} {name}"
+        if only and not re.search(only, case):
+            continue
+        start = time.time()
+        try:
+            found[case] = {"temporary": compiled(function, arguments, chip).memory_analysis().temp_size_in_bytes}
+        except Exception as error:  # of every kind: a case that does not compile is what is looked for
+            found[case] = {"error": f"{type(error).__name__}: {error}"}
+        if dump:
+            found[case]["kernels"] = schedules(dump, what)
+            for path in glob.glob(os.path.join(dump, "*")):
+                os.remove(path)
+        print(f"{case}: {time.time() - start:.1f} s", file=sys.stderr, flush=True)
+    return {"libtpu": importlib.metadata.version("libtpu"), "cases": found}
+
+
+def main(what: str, *options: str) -> None:
+    folder = find_libtpu()
+    if folder is None:
+        sys.exit("libtpu is neither installed nor in the folder chips of this environment")
+    sys.path[:0] = [folder] if folder else []
+    only = next((option.removeprefix("--only=") for option in options if option.startswith("--only=")), None)
+    os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
+    if "--schedule" in options:
+        with tempfile.TemporaryDirectory() as dump:  # libtpu reads where to dump when it is loaded
+            os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+            found = check(what, only or SCHEDULES[what], dump)
+    else:
+        found = check(what, only, None)
+    print(json.dumps(found, indent=1))
+    if "--record" in options:
+        path = RESULTS / f"{what}_tpu_schedule.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(known | {found["libtpu"]: found["cases"]}, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
