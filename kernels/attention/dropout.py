@@ -17,10 +17,23 @@ def keep(seeds: jax.Array, rate: float, heads, rows, columns) -> jax.Array:
     A chain of MurmurHash3's finaliser (Appleby 2011) over (seed, head), query and key: each weight is kept with
     probability 1 - rate, independently of all others as far as statistics can tell.
     """
+    return kept(of_queries(seeds, heads, rows), of_keys(seeds, columns), rate)
+
+
+def of_queries(seeds, heads, rows) -> jax.Array:
+    """The word of each query in its head, uint32."""
     word = _mix(seeds[0] ^ _mix(heads.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + seeds[1]))
-    word = _mix(word + rows.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
-    word = _mix(word ^ (columns.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + seeds[1]))
-    return word >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return _mix(word + rows.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
+
+
+def of_keys(seeds, columns) -> jax.Array:
+    """The word of each key, uint32."""
+    return columns.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + seeds[1]
+
+
+def kept(query_words, key_words, rate: float) -> jax.Array:
+    """Whether a weight is kept, from the words of its query and its key."""
+    return _mix(query_words ^ key_words) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x):

@@ -92,10 +92,15 @@ def program(implementation, asked):
     return jax.jit(run)
 
 
+def unbiased(asked):
+    """The program by the formula; it gets the bias with the arrays that are learned."""
+    return program("reference", {name: x for name, x in asked.items() if name != "bias"})
+
+
 @functools.cache
 def formula(case):
-    """The program by the formula, compiled once for all that is compared with it."""
-    return program("reference", {name: x for name, x in CASES[case].items() if name != "bias"})
+    """The same of a case, compiled once for all that is compared with it."""
+    return unbiased(CASES[case])
 
 
 def results(implementation, dtype, arrays, **asked):
@@ -107,12 +112,16 @@ def results(implementation, dtype, arrays, **asked):
 
 
 def check(implementation, case, dtype, bound=None, arrays=None):
-    """Values and all gradients, against the formula in float64 of the numbers that the dtype has."""
+    """Values and all gradients, against the formula in float64 of the numbers that the dtype has.
+
+    case: a name in CASES, or what is asked itself.
+    """
     *learned, weigh, weigh_lse = inputs() if arrays is None else arrays
-    learned += [CASES[case]["bias"]] if "bias" in CASES[case] else []
+    asked, exact_program = (CASES[case], formula(case)) if isinstance(case, str) else (case, unbiased(case))
+    learned += [asked["bias"]] if "bias" in asked else []
     exact = [jnp.asarray(x).astype(dtype).astype(jnp.float64) for x in learned]
-    wanted = [np.asarray(x, np.float64) for x in formula(case)(exact, weigh, weigh_lse)]
-    found = results(implementation, dtype, (*learned[:3], weigh, weigh_lse), **CASES[case])
+    wanted = [np.asarray(x, np.float64) for x in exact_program(exact, weigh, weigh_lse)]
+    found = results(implementation, dtype, (*learned[:3], weigh, weigh_lse), **asked)
     assert len(found) == 2 + len(learned)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.isfinite(ours).all() and distance(ours, theirs) < (bound or BOUNDS[dtype])

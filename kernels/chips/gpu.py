@@ -1,0 +1,175 @@
+"""Kernels compiled for an NVIDIA H200 with no GPU: whether they compile, their registers, spills and shared memory.
+
+`python -m kernels.chips.gpu attention` compiles all cases, each in its process, and prints them as JSON; with
+`--record` it writes that to `kernels/results`, which the tests compare with. It needs JAX's CUDA plugin, installed or
+in the folder `chips` of the environment, and ptxas.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent import futures
+from importlib import metadata, util
+from pathlib import Path
+
+CHIP, CORES = "NVIDIA H200", 132
+SHARED = 232_448  # bytes of shared memory that a block may have
+RESULTS = Path(__file__).parents[1] / "results"
+
+# XLA's GpuTargetConfigProto.
+TARGET = f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: {CORES} fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 150754820096 shared_memory_per_block_optin: {SHARED}
+  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{CHIP}"
+"""
+
+BATCH, LENGTH, HEADS, GROUPS = 2, 4096, 16, 4
+# Arguments of attention, (dtype, shape) for an array, and what differs from bfloat16, heads of 128 and LENGTH.
+ATTENTION = {
+    **{
+        f"{dtype} {depth}{' causal' * causal}": {"dtype": dtype, "depth": depth, "is_causal": causal}
+        for dtype in ("bfloat16", "float32")
+        for depth in (64, 128, 256)
+        for causal in (False, True)
+    },
+    "float16": {"dtype": "float16"},
+    "depth 32": {"depth": 32},
+    "odd lengths": {"length": 1001, "span": 777, "is_causal": True},
+    "window": {"is_causal": True, "local_window_size": 1024},
+    "lengths": {"query_seq_lengths": ("int32", (BATCH,)), "key_value_seq_lengths": ("int32", (BATCH,))},
+    "segments": {"segment_ids": ("int32", (BATCH, LENGTH)), "is_causal": True},
+    "mask": {"mask": ("bool", (BATCH, 1, LENGTH, LENGTH))},
+    "bias": {"bias": ("bfloat16", (1, HEADS, LENGTH, LENGTH))},
+    "bias of heads": {"bias": ("float32", (HEADS, 1, 1))},
+    "bias of keys": {"bias": ("float32", (BATCH, 1, 1, LENGTH))},
+    "soft cap": {"logits_soft_cap": 20.0},
+    "dropout": {"dropout_rate": 0.1},
+}
+CASES = {"attention": ATTENTION}
+
+
+def missing() -> str | None:
+    """What this machine lacks to compile for a GPU, None if nothing."""
+    if not (_importable() or any(_folder().glob("jax_cuda*_plugin"))):
+        return "no CUDA plugin of JAX, neither installed nor in " + str(_folder())
+    return None if shutil.which("ptxas") else "no ptxas"
+
+
+def versions() -> dict[str, str]:
+    """Those of the plugin and of ptxas: with others, registers differ."""
+    path = None if _importable() else [str(_folder())]
+    found = [
+        f"{known.name} {known.version}"
+        for known in metadata.distributions(**({} if path is None else {"path": path}))
+        if re.fullmatch(r"jax[-_]cuda\d+[-_]plugin", known.name or "")
+    ]
+    said = subprocess.run(["ptxas", "--version"], capture_output=True, text=True, check=True).stdout
+    return {"plugin": ", ".join(sorted(found)), "ptxas": re.search(r"V([\d.]+)", said)[1]}
+
+
+def compiled(subject: str) -> dict:
+    """For each case its kernels, and for each of those what ptxas says of it."""
+    with futures.ThreadPoolExecutor(max_workers=2) as pool:
+        cases = list(CASES[subject])
+        return dict(zip(cases, pool.map(lambda case: _apart(subject, case), cases), strict=True))
+
+
+def _apart(subject, case):
+    """Compile one case in its own process, whose dumps are its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        dumps = {"MOSAIC_GPU_DUMP_PTXAS": "1", "MOSAIC_GPU_DUMP_MLIR_PASSES": "1", "MOSAIC_GPU_DUMP_TO": folder}
+        path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), "" if _importable() else str(_folder()))))
+        environment = os.environ | dumps | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "XLA_FLAGS": ""}
+        command = [sys.executable, "-m", "kernels.chips.gpu", subject, "--case", case]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        if done.returncode:
+            raise RuntimeError(f"{subject} {case} does not compile:\n{done.stderr[-3000:]}")
+        return _report(Path(folder))
+
+
+def _report(folder):
+    """{kernel: its registers, bytes spilt, and bytes of shared memory} from the dumps of Mosaic."""
+    found = {}
+    for report in sorted(folder.glob("*.ptxas")):
+        said, passes = report.read_text(), report.with_suffix(".mlir-passes.log").read_text()
+        name = re.fullmatch(r"(.*)_\d+", report.stem)[1]
+        found[name] = {
+            "registers": int(re.search(r"Used (\d+) registers", said)[1]),
+            "spill_stores": int(re.search(r"(\d+) bytes spill stores", said)[1]),
+            "spill_loads": int(re.search(r"(\d+) bytes spill loads", said)[1]),
+            "shared": int(re.search(r"dynamic_shared_memory_size %c(\d+)_i32", passes)[1]),
+            "serialized": "wgmma.mma_async instructions are serialized" in said,
+        }
+    return found
+
+
+def _importable():
+    return any(util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+
+
+def _folder():
+    return Path(sys.prefix) / "chips"
+
+
+def _compile_attention(asked):
+    """Compile attention's value and all its gradients."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from kernels.attention import attention
+
+    asked = dict(asked)
+    dtype, depth = asked.pop("dtype", "bfloat16"), asked.pop("depth", 128)
+    length, span = asked.pop("length", LENGTH), asked.pop("span", LENGTH)
+    there = topologies.get_topology_desc("", "cuda", target_config=TARGET, topology="1x1x1").devices[0]
+    shape = lambda dtype, shape: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, dtype, sharding=jax.sharding.SingleDeviceSharding(there)
+    )
+    arrays = {name: shape(*asked.pop(name)) for name, x in list(asked.items()) if isinstance(x, tuple)}
+    sizes = (length, HEADS), (span, GROUPS), (span, GROUPS)
+    learned = [shape(dtype, (BATCH, *size, depth)) for size in sizes]
+    learned += [arrays.pop("bias")] if "bias" in arrays else []
+    asked |= {"dropout_rng": jax.random.key(0)} if "dropout_rate" in asked else {}
+
+    def loss(learned, arrays):
+        out, lse = attention(*learned, **arrays, **asked, return_residual=True, implementation="hopper")
+        return out.astype(jnp.float32).sum() + lse.sum()
+
+    device = jax.sharding.AbstractDevice(device_kind=CHIP, platform="gpu", num_cores=CORES)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        jax.jit(jax.value_and_grad(loss)).lower(learned, arrays).compile()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=CASES)
+    parser.add_argument("--case", help="compile this one, and print nothing")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    if options.case is not None:
+        return _compile_attention(CASES[options.subject][options.case])
+    if reason := missing():
+        sys.exit(reason)
+    found = json.dumps(versions() | {"cases": compiled(options.subject)}, indent=1) + "\n"
+    if options.record:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{options.subject}_h200_compiled.json").write_text(found)
+    print(found, end="")
+
+
+if __name__ == "__main__":
+    main()

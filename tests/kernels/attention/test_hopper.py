@@ -1,0 +1,177 @@
+"""The Hopper kernels, interpreted on a CPU with races detected, against the formula in float64."""
+
+import functools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax._src.pallas.mosaic.interpret import thread_map
+
+from kernels import target
+from kernels.attention import attention
+from kernels.attention.hopper import machine, plan
+from tests.kernels.attention.cases import BOUNDS, CASES, check, coin, draw, inputs, results
+
+try:
+    from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
+except ImportError:  # jax 0.10
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+# Two bfloat16 parts hold 16 bits of a float32.
+BOUNDS = BOUNDS | {"float32": 3e-5}
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    jax.config.update("jax_enable_x64", True)  # in all threads
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch, capsys):
+    """A TMA read beyond the end gives 0, and no two threads race."""
+    monkeypatch.setattr(thread_map, "_run_jaxpr", Programs())
+    parameters = {"out_of_bounds_reads": "uninitialized", "uninitialized_memory": "zero"}
+    with target.interpreted(InterpretGPUParams(detect_races=True, **parameters)):
+        yield
+    assert "RACE" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several tiles of queries and of keys where the kernels' own would hold all: the interpreter takes any size."""
+    monkeypatch.setattr(machine, "WARPGROUP", 32)
+    monkeypatch.setattr(plan, "BLOCKS", (32,))
+
+
+class Programs:
+    """The interpreter compiles the program of a thread anew for each block: this runs it, and compiles it once."""
+
+    def __init__(self):
+        self.lock, self.compiled = threading.Lock(), {}
+
+    def __call__(self, jaxpr, consts, *args):
+        with self.lock:
+            if id(jaxpr) not in self.compiled:
+                program = jax.jit(functools.partial(jax.core.eval_jaxpr, jaxpr)).lower(consts, *args).compile()
+                self.compiled[id(jaxpr)] = jaxpr, program  # that no other gets its id
+        jax.block_until_ready(self.compiled[id(jaxpr)][1](consts, *args))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients(small_tiles, case):
+    check("hopper", case, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "dtype, case",
+    [
+        ("float32", "causal window"),
+        ("float32", "soft cap"),
+        ("float32", "everything"),
+        ("float16", "no keys"),
+        ("float16", "bias of keys"),
+    ],
+)
+def test_other_dtypes(small_tiles, dtype, case):
+    check("hopper", case, dtype, BOUNDS[dtype])
+
+
+SHAPES = [
+    ((1, 1, 1, 1, 1, 32), {}),
+    ((1, 130, 3, 2, 2, 16), {}),
+    ((1, 3, 130, 3, 1, 8), {"is_causal": True}),
+    ((1, 200, 200, 2, 1, 64), {"is_causal": True}),
+    ((1, 130, 260, 1, 1, 128), {"local_window_size": (70, 9)}),
+    ((1, 65, 129, 1, 1, 96), {"bias": draw(9, 65, 129), "mask": coin(0, 65, 129)}),
+    ((1, 65, 64, 1, 1, 256), {"is_causal": True}),
+]
+
+
+@pytest.mark.parametrize(
+    "shape, asked", SHAPES, ids=lambda x: str(x) if isinstance(x, tuple) else "-".join(x) or "plain"
+)
+def test_shapes(shape, asked):
+    """Tiles of the sizes that a GPU gets."""
+    check("hopper", asked, "bfloat16", arrays=inputs(shape))
+
+
+@pytest.mark.parametrize("depth", [64, 256])
+def test_shapes_in_float32(depth):
+    check("hopper", "causal", "float32", BOUNDS["float32"], inputs((1, 70, 130, 1, 1, depth)))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 70),
+    span=st.integers(1, 70),
+    left=st.integers(0, 80),
+    right=st.integers(0, 80),
+    causal=st.booleans(),
+)
+def test_every_band(length, span, left, right, causal):
+    """Tiles are skipped, or not masked, by arithmetic on their corners: whatever the lengths and the window."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "WARPGROUP", 32)
+        patch.setattr(plan, "BLOCKS", (32,))
+        arrays = inputs((1, length, span, 1, 1, 4))
+        check("hopper", {"is_causal": causal, "local_window_size": (left, right)}, "bfloat16", arrays=arrays)
+
+
+def test_nothing_is_read_beyond_the_lengths(small_tiles):
+    """Poison there changes nothing: neither values nor gradients."""
+    query, key, value, *weights = map(jnp.asarray, inputs())
+    lengths = {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])}
+    wanted = results("hopper", "bfloat16", [query, key, value, *weights], **lengths)
+    key, value = (x.at[1, 17:].set(1e30) for x in (key, value))
+    query = query.at[1, 2:].set(1e30)
+    found = results("hopper", "bfloat16", [query, key, value, *weights], **lengths)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rows_without_keys(small_tiles):
+    """Output 0, lse -inf, gradient 0; also where the bias is -inf."""
+    query, key, value, *_ = (jnp.asarray(x).astype(jnp.bfloat16) for x in inputs())
+    bias = jnp.zeros((37, 51)).at[5].set(-jnp.inf)
+    for asked, rows in (({"key_value_seq_lengths": jnp.array([0, 4])}, np.s_[0]), ({"bias": bias}, np.s_[:, 5])):
+        call = functools.partial(attention, implementation="hopper", **asked)
+        out, lse = call(query, key, value, return_residual=True)
+        assert (
+            not out[rows].any()
+            and (lse[rows] == -jnp.inf).all()
+            and jnp.isfinite(lse).sum() == lse.size - lse[rows].size
+        )
+        found = jax.grad(lambda *qkv, call=call: call(*qkv).sum(), argnums=(0, 1, 2))(query, key, value)
+        assert not found[0][rows].any() and all(jnp.isfinite(x).all() for x in found)
+
+
+def test_vmap(small_tiles):
+    query, key, value, *_ = (jnp.asarray(x).astype(jnp.bfloat16) for x in inputs())
+    call = functools.partial(attention, is_causal=True, implementation="hopper")
+    grad = jax.grad(lambda *qkv: call(*qkv).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+    for function in (call, grad):
+        wanted, found = function(query, key, value), jax.vmap(function)(query, key, value)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_other_gpus(monkeypatch):
+    monkeypatch.setattr(target, "interpreter", lambda: None)
+    monkeypatch.setattr(target, "device", lambda: ("cuda", "NVIDIA A100-SXM4-80GB"))
+    x = jax.ShapeDtypeStruct((1, 16, 1, 64), "bfloat16")
+    with pytest.raises(NotImplementedError, match="runs on H100, .* and this is NVIDIA A100"):
+        jax.eval_shape(functools.partial(attention, implementation="hopper"), x, x, x)
+
+
+@pytest.mark.parametrize(
+    "dtype, depth, said", [("float64", 64, "has no float64"), ("bfloat16", 320, "has heads of 256 numbers at most")]
+)
+def test_refusals(dtype, depth, said):
+    x = jax.ShapeDtypeStruct((1, 16, 1, depth), dtype)
+    with pytest.raises(NotImplementedError, match=said):
+        jax.eval_shape(functools.partial(attention, implementation="hopper"), x, x, x)
