@@ -7,6 +7,7 @@ schedules are kept, and prints these too; --record keeps them in `kernels/result
 folder `chips` of the environment (pip install --target), which compiles for any TPU and needs none.
 """
 
+import functools
 import glob
 import importlib.metadata
 import importlib.util
@@ -32,15 +33,18 @@ def find_libtpu() -> str | None:
     return folder if os.path.isdir(os.path.join(folder, "libtpu")) else None
 
 
-def compiled(function: Callable, arguments: Any, chip: str) -> Any:
-    """A function of these ShapeDtypeStructs, compiled for one chip of this name; nothing can run."""
+def compiled(function: Callable, arguments: Any, chip: str, count: int = 1) -> Any:
+    """A function of these ShapeDtypeStructs, compiled for chips of this name; nothing can run.
+
+    With several chips, the axis 'chip' of the mesh divides the second axis of each argument.
+    """
     import jax
     import numpy as np
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(TOPOLOGIES[chip], "tpu").devices
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("chip",))
-    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    mesh = jax.sharding.Mesh(np.array(devices[:count]), ("chip",))
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None, "chip") if count > 1 else ()))
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
     with jax.set_mesh(mesh):
         return jax.jit(function).lower(*arguments).compile()
@@ -75,8 +79,8 @@ def schedules(folder: str, prefix: str) -> dict[str, dict]:
     return found
 
 
-def attention_cases() -> Iterator[tuple[str, str, Callable, tuple]]:
-    """Name, chip, function and shapes: the gradient of attention, and so its output, on every chip and in every way."""
+def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, int]]:
+    """Name, chip, function, shapes and number of chips: the gradient of attention, on every chip and in every way."""
     import jax
     import jax.numpy as jnp
 
@@ -94,7 +98,7 @@ def attention_cases() -> Iterator[tuple[str, str, Callable, tuple]]:
 
             return jax.value_and_grad(loss, argnums=tuple(range(len(learned))))(*learned)
 
-        return gradient, (shapes, extra)
+        return gradient, (shapes, extra), 1
 
     number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     for chip in TOPOLOGIES:
@@ -135,6 +139,15 @@ def attention_cases() -> Iterator[tuple[str, str, Callable, tuple]]:
     for depth in (32, 80, 96, 192):
         yield f"depth {depth}", "v5e", *case("bfloat16", depth, is_causal=True)
 
+    from kernels.attention import ring_attention
+
+    x = jax.ShapeDtypeStruct((1, 16384, 8, 128), jnp.bfloat16)
+    along = jax.sharding.PartitionSpec(None, "chip")
+    call = functools.partial(ring_attention, axis_name="chip", is_causal=True, implementation="tpu")
+    divided = lambda *qkv: jax.shard_map(call, in_specs=along, out_specs=along)(*qkv)  # noqa: E731
+    loss = lambda *qkv: divided(*qkv).astype(jnp.float32).sum()  # noqa: E731
+    yield "ring", "v5e", jax.grad(loss, argnums=(0, 1, 2)), (x, x, x), 4
+
 
 CASES = {"attention": attention_cases}
 SCHEDULES = {"attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|v5e dropout|v5e segments)$"}
@@ -143,13 +156,13 @@ SCHEDULES = {"attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|
 def check(what: str, only: str | None, dump: str | None) -> dict:
     """Compile the cases of this name: what each says of its memory, or why it did not compile; schedules, if dumped."""
     found = {}
-    for name, chip, function, arguments in CASES[what]():
+    for name, chip, function, arguments, count in CASES[what]():
         case = f"{chip} {name}"
         if only and not re.search(only, case):
             continue
         start = time.time()
         try:
-            found[case] = {"temporary": compiled(function, arguments, chip).memory_analysis().temp_size_in_bytes}
+            found[case] = {"temporary": compiled(function, arguments, chip, count).memory_analysis().temp_size_in_bytes}
         except Exception as error:  # of every kind: a case that does not compile is what is looked for
             found[case] = {"error": f"{type(error).__name__}: {error}"}
         if dump:
