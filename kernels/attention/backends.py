@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import target
-from kernels.attention import reference
+from kernels.attention import partition, reference
 from kernels.attention.request import Arrays, Request
 
 # Each is a module with three functions:
@@ -99,7 +99,7 @@ def module(name: str) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(name, request: Request, arrays: Arrays):
-    return module(name).forward(request, arrays)
+    return partition.forward(name, functools.partial(module(name).forward, request), arrays)
 
 
 def _attention_forward(name, request, arrays):
@@ -110,7 +110,7 @@ def _attention_forward(name, request, arrays):
 def _attention_backward(name, request, residuals, cotangents):
     arrays, found = residuals
     gradients = _gradients(name, request, arrays, found, *cotangents[:2])
-    return (Arrays(*gradients, *jax.tree.map(_no_gradient, (arrays.mask, arrays.seeds))),)
+    return (Arrays(*gradients, *jax.tree.map(_no_gradient, arrays[4:])),)
 
 
 def _no_gradient(x):
@@ -128,7 +128,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 # the memory of all scores.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradients(name, request, arrays, found, d_out, d_lse):
-    return module(name).backward(request, arrays, *found, d_out, d_lse)
+    return partition.backward(name, functools.partial(module(name).backward, request), arrays, *found, d_out, d_lse)
 
 
 def _gradients_forward(name, request, arrays, found, d_out, d_lse):
@@ -149,8 +149,7 @@ def _gradients_backward(name, request, residuals, cotangents):
     d_inputs, d_out, d_lse = pull(cotangents)
     whole = arrays._replace(
         **{"bias": None, **d_inputs},
-        mask=jax.tree.map(_no_gradient, arrays.mask),
-        seeds=jax.tree.map(_no_gradient, arrays.seeds),
+        **{name: jax.tree.map(_no_gradient, getattr(arrays, name)) for name in ("mask", "seeds", "heads")},
     )
     # What the results of the forward pass contribute is in the reference's gradients: they follow from the inputs.
     return whole, jax.tree.map(_zero, found), d_out, d_lse

@@ -10,7 +10,7 @@ IMPLEMENTATION = "cudnn"
 
 def refuses(request: Request, arrays: Arrays) -> str | None:
     """What cuDNN lacks, or does otherwise than `kernels.attention.attention` says."""
-    query, key, _, bias, mask, _ = arrays
+    query, key, _, bias, mask, *_ = arrays
     (batch, length, heads, depth), span = query.shape, key.shape[1]
     low, high = request.band
     reasons = {

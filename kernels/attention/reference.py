@@ -13,7 +13,7 @@ def attention(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
 
     In float32, or float64 if the inputs are.
     """
-    q, k, v, bias, mask, seeds = arrays
+    q, k, v, bias, mask, seeds, numbers = arrays
     (batch, length, heads, _), (keys, groups) = q.shape, k.shape[1:3]
     wide = sums(q.dtype)
     k, v = (jnp.repeat(x, heads // groups, axis=2).astype(wide) for x in (k, v))  # (B, S, N, D)
@@ -33,8 +33,10 @@ def attention(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     weights = weights / jnp.where(some, total, 1.0)
     lse = jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + most, -jnp.inf)[..., 0]  # (B, N, T)
     if request.dropout_rate:
-        number = jnp.arange(batch * heads, dtype=jnp.int32).reshape(batch, heads, 1, 1)
+        numbers = jnp.arange(batch * heads, dtype=jnp.int32).reshape(batch, heads) if numbers is None else numbers
         rows, columns = (jnp.arange(n, dtype=jnp.int32) for n in whole)
-        kept = dropout.keep(seeds, request.dropout_rate, number, rows[:, None][None, None], columns[None, None, None])
+        kept = dropout.keep(
+            seeds, request.dropout_rate, numbers[..., None, None], rows[:, None][None, None], columns[None, None, None]
+        )
         weights = jnp.where(kept, weights / (1 - request.dropout_rate), 0.0)
     return jnp.einsum("bnqk,bknd->bqnd", weights, v).astype(q.dtype), lse

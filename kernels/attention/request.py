@@ -26,7 +26,8 @@ class Request(NamedTuple):
 
 class Arrays(NamedTuple):
     """Inputs: query (B, T, N, D), key and value (B, S, K, D) with N a multiple of K, bias broadcastable to (B, N, T, S)
-    or None, the Mask, and two seeds for dropout or None.
+    or None, the Mask, two seeds for dropout or None, and the numbers of the heads (B, N), by which dropout tells them
+    apart, where a device has some of them alone; None for b N + n.
     """
 
     query: Any
@@ -35,6 +36,7 @@ class Arrays(NamedTuple):
     bias: Any
     mask: Mask
     seeds: Any
+    heads: Any = None
 
 
 def wide(dtype):
@@ -85,10 +87,10 @@ def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, resi
     as_4d = lambda x: None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)  # noqa: E731
     rules = (None if x is None else x.astype(jnp.int32) for x in mask[:4])
     seeds = dropout.seeds(rng) if rate else None
-    return request, _varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds))
+    return request, varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds))
 
 
-def _varying(arrays: Arrays) -> Arrays:
+def varying(arrays: Any) -> Any:
     """Within `jax.shard_map` all differ from device to device if one does: what a loop carries must keep its type, and
     the gradient of what does not differ is summed over the devices.
     """

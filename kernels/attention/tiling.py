@@ -148,7 +148,7 @@ def over_heads(step: Callable, tree: Any, carry: Any, heads: tuple[int, int], so
 
 def cut(request: Request, arrays: Arrays, most: tuple[int, int]) -> tuple[Grid, Tiling]:
     """The inputs in tiles of at most this size, all alike and with as little padding as that allows."""
-    query, key, value, bias, mask, _ = arrays
+    query, key, value, bias, mask, _, numbers = arrays
     wide = sums(query.dtype)
     if target.device()[0] == "cpu":  # which has no products of a half precision that are summed in float32
         query, key, value = (x.astype(wide) for x in (query, key, value))
@@ -186,8 +186,9 @@ def cut(request: Request, arrays: Arrays, most: tuple[int, int]) -> tuple[Grid, 
     some, every = (kinds != masks.EMPTY).any(axis=2), (kinds == masks.FULL).all(axis=2)
     kinds = jnp.where(every, masks.FULL, jnp.where(some, masks.PARTIAL, masks.EMPTY))
     kinds = jnp.broadcast_to(kinds, (*kinds.shape[:2], *(whole // n for whole, n in zip(to, size, strict=True))))
-    number = jnp.arange(batch * heads, dtype=jnp.int32).reshape(batch, groups, 1, members, 1)
+    numbers = jnp.arange(batch * heads, dtype=jnp.int32) if numbers is None else numbers
+    numbers = numbers.reshape(batch, groups, 1, members, 1)
     uneven = any(whole != end for whole, end in zip(to, limit, strict=True))
     ruled = uneven or request.band != masks.Band() or any(x is not None for x in mask)
     grid = Grid(request, size, limit, wide, ruled)
-    return grid, Tiling(q, k, v, by_groups(bias), wider, kinds, number)
+    return grid, Tiling(q, k, v, by_groups(bias), wider, kinds, numbers)

@@ -33,18 +33,20 @@ def find_libtpu() -> str | None:
     return folder if os.path.isdir(os.path.join(folder, "libtpu")) else None
 
 
-def compiled(function: Callable, arguments: Any, chip: str, count: int = 1) -> Any:
+def compiled(function: Callable, arguments: Any, chip: str, spec: tuple = ()) -> Any:
     """A function of these ShapeDtypeStructs, compiled for chips of this name; nothing can run.
 
-    With several chips, the axis 'chip' of the mesh divides the second axis of each argument.
+    spec: a PartitionSpec of all arguments, in which 'chip' divides an axis over four chips; () for a single one.
     """
     import jax
     import numpy as np
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(TOPOLOGIES[chip], "tpu").devices
-    mesh = jax.sharding.Mesh(np.array(devices[:count]), ("chip",))
-    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None, "chip") if count > 1 else ()))
+    # Of explicit axes where 'chip' divides examples or heads, as types then say; a ring is divided by hand.
+    kind = jax.sharding.AxisType.Explicit if spec and spec[:2] != (None, "chip") else jax.sharding.AxisType.Auto
+    mesh = jax.sharding.Mesh(np.array(devices[: 4 if spec else 1]), ("chip",), axis_types=(kind,))
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
     with jax.set_mesh(mesh):
         return jax.jit(function).lower(*arguments).compile()
@@ -79,15 +81,15 @@ def schedules(folder: str, prefix: str) -> dict[str, dict]:
     return found
 
 
-def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, int]]:
-    """Name, chip, function, shapes and number of chips: the gradient of attention, on every chip and in every way."""
+def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, tuple]]:
+    """Name, chip, function, shapes and how they are divided: the gradient of attention, on every chip, in every way."""
     import jax
     import jax.numpy as jnp
 
     from kernels.attention import attention
 
-    def case(dtype, depth, length=2048, heads=(4, 4), bias=None, extra=None, **asked):
-        shapes = [jax.ShapeDtypeStruct((2, length, n, depth), dtype) for n in (heads[0], heads[1], heads[1])]
+    def case(dtype, depth, length=2048, heads=(4, 4), bias=None, extra=None, batch=2, **asked):
+        shapes = [jax.ShapeDtypeStruct((batch, length, n, depth), dtype) for n in (heads[0], heads[1], heads[1])]
         shapes += [jax.ShapeDtypeStruct(bias, dtype)] if bias else []
         extra = extra or {}
 
@@ -98,7 +100,7 @@ def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, int]]:
 
             return jax.value_and_grad(loss, argnums=tuple(range(len(learned))))(*learned)
 
-        return gradient, (shapes, extra), 1
+        return gradient, (shapes, extra), ()
 
     number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     for chip in TOPOLOGIES:
@@ -146,7 +148,9 @@ def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, int]]:
     call = functools.partial(ring_attention, axis_name="chip", is_causal=True, implementation="tpu")
     divided = lambda *qkv: jax.shard_map(call, in_specs=along, out_specs=along)(*qkv)  # noqa: E731
     loss = lambda *qkv: divided(*qkv).astype(jnp.float32).sum()  # noqa: E731
-    yield "ring", "v5e", jax.grad(loss, argnums=(0, 1, 2)), (x, x, x), 4
+    for name, spec in {"divided examples": ("chip",), "divided heads": (None, None, "chip")}.items():
+        yield name, "v5e", *case("bfloat16", 128, batch=4, is_causal=True)[:2], spec
+    yield "ring", "v5e", jax.grad(loss, argnums=(0, 1, 2)), (x, x, x), (None, "chip")
 
 
 CASES = {"attention": attention_cases}
@@ -156,13 +160,15 @@ SCHEDULES = {"attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|
 def check(what: str, only: str | None, dump: str | None) -> dict:
     """Compile the cases of this name: what each says of its memory, or why it did not compile; schedules, if dumped."""
     found = {}
-    for name, chip, function, arguments, count in CASES[what]():
+    for name, chip, function, arguments, spec in CASES[what]():
         case = f"{chip} {name}"
         if only and not re.search(only, case):
             continue
         start = time.time()
         try:
-            found[case] = {"temporary": compiled(function, arguments, chip, count).memory_analysis().temp_size_in_bytes}
+            program = compiled(function, arguments, chip, spec)
+            gathers = len(re.findall(r" all-gather(?:-start)?\(", program.as_text()))
+            found[case] = {"temporary": program.memory_analysis().temp_size_in_bytes, "gathers": gathers}
         except Exception as error:  # of every kind: a case that does not compile is what is looked for
             found[case] = {"error": f"{type(error).__name__}: {error}"}
         if dump:

@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     scalars: what index maps and kernels read from scalar memory, name: 1-D int32. The tiles that the band leaves, in
       the order of the visit (rows, columns: (L,)), the kind of each (kinds: (B or 1, N or 1, L) in a row), lengths,
-      seeds.
+      seeds, and the heads' numbers if they are not b N + n.
     inputs: name: array, padded with zeros to whole tiles, heads before time: query and d_out (B, N, T', D), key and
       value (B, K, S', D), lse and delta (B, N, 1, T'), segments (B, 1, T') and (B, 1, S'), bias and dense
       (B or 1, N or 1, T' or 1, S' or 1), the last two the other way round if turned.
@@ -136,7 +136,7 @@ def lay_out(request: Request, arrays: Arrays, tile: tuple[int, int], turned=Fals
     whole: whether to visit the tiles too that the band leaves out, row by row.
     more: d_out (B, T, N, D), lse and delta (B, N, T), for the backward pass.
     """
-    query, key, value, bias, mask, seeds = arrays
+    query, key, value, bias, mask, seeds, numbers = arrays
     (batch, length, heads, depth), (span, groups) = query.shape, key.shape[1:3]
     limit = (length, span)
     size = fit(tile, limit, query.dtype)
@@ -196,6 +196,8 @@ def lay_out(request: Request, arrays: Arrays, tile: tuple[int, int], turned=Fals
             scalars[name] = getattr(mask, name)
     if seeds is not None:
         scalars["seeds"] = jax.lax.bitcast_convert_type(seeds, jnp.int32)
+    if seeds is not None and numbers is not None:
+        scalars["heads"] = numbers.reshape(-1)
     return Plan(
         request=request,
         scalars=scalars,

@@ -66,6 +66,7 @@ class Tile(NamedTuple):
         b, n, _, _ = self.at
         seeds = [self.scalars["seeds"][i].astype(jnp.uint32) for i in (0, 1)]
         head = b * self.plan.shape[1] + n
+        head = self.scalars["heads"][head] if "heads" in self.scalars else head
         return dropout.keep(seeds, self.plan.request.dropout_rate, head, *self._numbers())
 
     def _numbers(self) -> tuple[jax.Array, jax.Array]:

@@ -169,6 +169,13 @@ def test_what_it_refuses():
         attention(x, x, x, implementation="tpu")
 
 
+def test_a_mesh_that_is_left_to_the_compiler():
+    x = jnp.ones((2, 8, 1, 8), jnp.float32)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    with jax.set_mesh(mesh), pytest.raises(NotImplementedError, match="within jax.shard_map, or by explicit axes"):
+        attention(x, x, x, implementation="tpu")
+
+
 def test_it_runs_on_tpus_alone():
     request, arrays = (
         Request(1.0, None, masks.Band(), 0.0),
@@ -194,6 +201,7 @@ def test_it_compiles_for_every_tpu():
     found = on_chips()["cases"]
     assert len(found) > 50 and not [(name, case["error"]) for name, case in found.items() if "error" in case]
     assert {name.split()[0] for name in found} == set(chips.TOPOLOGIES)
+    assert not [name for name, case in found.items() if case["gathers"]]  # on meshes, of examples, heads and in a ring
 
 
 @pytest.mark.slow
