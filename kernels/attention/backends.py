@@ -50,6 +50,9 @@ def fastest(request: Request, arrays: Arrays, among: Iterable[str] = NAMES) -> s
         order = sorted((name for name in seconds if name in NAMES), key=seconds.__getitem__)
     else:
         order = UNMEASURED.get(platform, ("xla",))
+    unknown = jax.sharding.get_abstract_mesh().empty and jax.device_count() > 1
+    if unknown:  # XLA may be about to divide this program, and could not divide a TPU's kernel
+        order = [name for name in order if name != "tpu"]
     return next((name for name in order if name in among and not refusal(request, arrays, name)), "xla")
 
 

@@ -103,6 +103,19 @@ def test_where_nothing_was_measured(monkeypatch, on, platform, options, chosen):
     assert backends.fastest(*asked(**options)) == chosen
 
 
+def test_a_tpu_kernel_only_where_nothing_divides_it(on):
+    """By default: one that is named may be on a single chip of several."""
+    on("tpu", "TPU v5 lite")
+    one, two = (jax.sharding.Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (1, 2))
+    assert backends.fastest(*asked()) == "xla"  # there are eight devices, and no mesh
+    with jax.set_mesh(one):
+        assert backends.fastest(*asked()) == "tpu"
+    with jax.set_mesh(two):
+        assert backends.fastest(*asked()) == "xla"
+    with jax.set_mesh(jax.sharding.Mesh(two.devices, ("data",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        assert backends.fastest(*asked()) == "tpu"
+
+
 @pytest.mark.parametrize("name, platform", [("tpu", "tpu"), ("hopper", "cuda"), ("cudnn", "cuda")])
 def test_another_machine_is_needed(name, platform):
     x = jnp.zeros((1, 16, 2, 8), jnp.bfloat16)
