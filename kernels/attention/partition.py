@@ -12,6 +12,7 @@ from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from kernels import target
 from kernels.attention.request import Arrays, varying
 
 # Whose calls XLA's partitioner divides, through `custom_partitioning`, which libtpu has not. Where the types of arrays
@@ -44,7 +45,8 @@ def backward(name: str, function: Callable, arrays: Arrays, *found) -> tuple:
 
 
 def _concerned(name, arrays):
-    return name in KERNELS or (name != "cudnn" and _typed(arrays))
+    # An interpreter's callbacks have no place in what a compiler divides.
+    return (name in KERNELS and target.interpreter() is None) or (name != "cudnn" and _typed(arrays))
 
 
 def _typed(arrays):

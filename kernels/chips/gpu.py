@@ -37,6 +37,18 @@ device_description_str: "{CHIP}"
 """
 
 BATCH, LENGTH, HEADS, GROUPS = 2, 4096, 16, 4
+ODD = 1001, 777
+EVERYTHING = {
+    "is_causal": True,
+    "local_window_size": 1024,
+    "query_seq_lengths": ("int32", (BATCH,)),
+    "key_value_seq_lengths": ("int32", (BATCH,)),
+    "segment_ids": ("int32", (BATCH, LENGTH)),
+    "mask": ("bool", (BATCH, HEADS, LENGTH, LENGTH)),
+    "logits_soft_cap": 20.0,
+    "bias": ("bfloat16", (1, HEADS, LENGTH, LENGTH)),
+    "dropout_rate": 0.1,
+}
 # Arguments of attention, (dtype, shape) for an array, and what differs from bfloat16, heads of 128 and LENGTH.
 ATTENTION = {
     **{
@@ -47,7 +59,7 @@ ATTENTION = {
     },
     "float16": {"dtype": "float16"},
     "depth 32": {"depth": 32},
-    "odd lengths": {"length": 1001, "span": 777, "is_causal": True},
+    "odd lengths": {"length": ODD[0], "span": ODD[1], "is_causal": True},
     "window": {"is_causal": True, "local_window_size": 1024},
     "lengths": {"query_seq_lengths": ("int32", (BATCH,)), "key_value_seq_lengths": ("int32", (BATCH,))},
     "segments": {"segment_ids": ("int32", (BATCH, LENGTH)), "is_causal": True},
@@ -57,6 +69,16 @@ ATTENTION = {
     "bias of keys": {"bias": ("float32", (BATCH, 1, 1, LENGTH))},
     "soft cap": {"logits_soft_cap": 20.0},
     "dropout": {"dropout_rate": 0.1},
+    "odd lengths, segments, mask, bias": {
+        "length": ODD[0],
+        "span": ODD[1],
+        "segment_ids": ("int32", (BATCH, ODD[0])),
+        "key_value_segment_ids": ("int32", (BATCH, ODD[1])),
+        "mask": ("bool", (BATCH, HEADS, *ODD)),
+        "bias": ("bfloat16", (1, HEADS, *ODD)),
+    },
+    "everything": EVERYTHING,
+    "everything 64": EVERYTHING | {"depth": 64},
 }
 CASES = {"attention": ATTENTION}
 

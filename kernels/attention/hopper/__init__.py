@@ -36,7 +36,8 @@ def planned(request: Request, arrays: Arrays, kept: int, largest: int, flipped: 
     parts, dtype = (2, jnp.dtype(jnp.bfloat16)) if arrays.query.dtype == jnp.float32 else (1, arrays.query.dtype)
     sizes = batch, length, span, heads, groups
     warpgroups, stages, block = blocks(depth, parts, kept, largest)
-    return Plan(request, sizes, depth, parts, dtype, warpgroups, block, stages, flipped, arrays.bias is not None)
+    tiles = warpgroups, block, stages
+    return Plan(request, sizes, depth, parts, dtype, *tiles, flipped, arrays.bias is not None, slice=(0, depth))
 
 
 def forward(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
@@ -45,7 +46,7 @@ def forward(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     passed = planned(request, arrays, kept=1, largest=128)
     extras = extra(passed, arrays)
     found = outputs.run(passed, *(parts(passed, x) for x in arrays[:3]), extras)
-    return whole(found["out"], length, depth, arrays.query.dtype), found["lse"][:, :, :length] * math.log(2)
+    return whole([found["out"]], length, depth, arrays.query.dtype), found["lse"][:, :, :length] * math.log(2)
 
 
 def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
@@ -63,22 +64,26 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
         "lse": jnp.pad(jnp.where(jnp.isfinite(lse), lse * LOG2E, jnp.inf), pad, constant_values=jnp.inf),
         "delta": jnp.pad(delta, pad),
     }
-    narrow = depth <= 64 and dtype != jnp.float32
-    passed = planned(request, arrays, kept=2, largest=128 if narrow else 64)  # what registers hold
+    # Registers hold a large tile of scores with one more number for each of them, and a small one with several.
+    numbers = arrays.bias, arrays.mask.dense, request.soft_cap, request.dropout_rate or None
+    several, narrow = sum(x is not None for x in numbers) > 1, depth <= 64 and dtype != jnp.float32
+    passed = planned(request, arrays, kept=2, largest=128 if narrow and not several else 64)
     tensors = [parts(passed, x) for x in (*arrays[:3], d_out)]
-    found = queries.run(passed, *tensors, extra(passed, arrays) | sums)
-    d_query = whole(found, length, depth, dtype)
-    passed = planned(request, arrays, kept=2, largest=64, flipped=True)
     extras = extra(passed, arrays) | sums
-    found = {}
+    found = {"query": [queries.run(each, *tensors, extras) for each in passed.slices]}
+    passed = planned(request, arrays, kept=2, largest=32 if several else 64, flipped=True)
+    extras = extra(passed, arrays) | sums
     for wanted in (("key", "value"),) if passed.depth <= 128 else (("key",), ("value",)):
-        found |= keys.run(passed, wanted, *tensors, extras)
-    d_key, d_value = (whole(found[name], span, depth, dtype) for name in ("key", "value"))
+        slices = [keys.run(each, wanted, *tensors, extras) for each in passed.slices]
+        found |= {name: [each[name] for each in slices] for name in wanted}
+    d_query, d_key, d_value = (
+        whole(found[name], size, depth, dtype) for name, size in (("query", length), ("key", span), ("value", span))
+    )
     if arrays.bias is None:
         return d_query, d_key, d_value, None
     passed = biases.fitting(passed._replace(flipped=False))
     size, mask = (passed.rows, passed.block), arrays.mask
-    extras = scores.gather(passed, arrays.bias, mask, arrays.seeds) | sums
+    extras = scores.gather(passed, arrays) | sums
     extras["kinds"] = masks.tiles(request.band, mask, size, (length, span))
     d_bias = biases.run(passed, arrays.bias.shape, *tensors, extras)
     return d_query, d_key, d_value, d_bias.astype(arrays.bias.dtype)
@@ -86,7 +91,7 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
 
 def extra(passed: Plan, arrays: Arrays) -> dict[str, jax.Array]:
     """All inputs of a pass but queries, keys and values."""
-    gathered = scores.gather(passed, arrays.bias, arrays.mask, arrays.seeds)
+    gathered = scores.gather(passed, arrays)
     return gathered | schedule.listed(passed, arrays.mask)
 
 
@@ -99,6 +104,7 @@ def parts(passed: Plan, x: jax.Array) -> list[jax.Array]:
     return [high] if passed.parts == 1 else [high, (x - high.astype(x.dtype)).astype(passed.dtype)]
 
 
-def whole(found: list[jax.Array], length: int, depth: int, dtype) -> jax.Array:
-    """The sum of the parts of (B, T', N, D'), what was padded cut off."""
-    return sum(x.astype(dtype) for x in found)[:, :length, :, :depth]
+def whole(slices: list[list[jax.Array]], length: int, depth: int, dtype) -> jax.Array:
+    """The sum of the parts, (B, T', N, D') each, of the slices of (B, T, N, D), what was padded cut off."""
+    found = [sum(x.astype(dtype) for x in parts)[:, :length] for parts in slices]
+    return jnp.concatenate(found, axis=-1)[..., :depth]

@@ -14,7 +14,7 @@ from kernels.attention.hopper.plan import Plan, item
 
 
 def run(plan: Plan, wanted: tuple, query: list, key: list, value: list, d_out: list, extras: dict) -> dict:
-    """The parts of dK = scale dS' Q and dV = P' dO, (B, S', K, D) each, S' whole blocks.
+    """The parts of a slice of dK = scale dS' Q and dV = P' dO, (B, S', K, D') each, S' whole blocks.
 
     The tiles of scores are transposed, (keys, queries): both sums are then products of what is in registers.
 
@@ -23,7 +23,7 @@ def run(plan: Plan, wanted: tuple, query: list, key: list, value: list, d_out: l
     """
     batch, _, _, _, groups = plan.sizes
     span = plan.count[0] * plan.rows
-    out = [jax.ShapeDtypeStruct((batch, span, groups, plan.depth), plan.dtype)] * plan.parts
+    out = [jax.ShapeDtypeStruct((batch, span, groups, plan.slice[1]), plan.dtype)] * plan.parts
     read = ("key", "value") if "key" in wanted else ("key",)
     scratch = {
         **{name: stream.kept(plan) for name in read},
@@ -98,14 +98,14 @@ def _consume(plan, wanted, read, inputs, outputs, scratch, warpgroup, batch, gro
         weights, d_scores = scores.gradients(plan, inputs, at, products[0], d_weights, lse, delta, masked)
         factors = {"key": (d_scores, query), "value": (weights, d_out)}
         asked = [
-            (machine.split(factors[name][0], plan.dtype, plan.parts), factors[name][1], total)
+            (machine.split(factors[name][0], plan.dtype, plan.parts), stream.sliced(plan, factors[name][1]), total)
             for name, total in zip(wanted, sums, strict=True)
         ]
-        sums = machine.products(asked)  # (64, D)
+        sums = machine.products(asked)  # (64, D')
         stream.release(plan, scratch["queries"], step)
         return tuple(sums), step + 1
 
-    zeros = machine.full((machine.WARPGROUP, plan.depth), 0.0, machine.TILE)
+    zeros = machine.full((machine.WARPGROUP, plan.slice[1]), 0.0, machine.TILE)
     sums, _ = _each(plan, inputs, batch, group, block, visit, ((zeros,) * len(wanted), np.int32(0)))
     scale = {"key": plan.request.scale, "value": 1.0 / (1.0 - plan.request.dropout_rate)}
     results = [total * scale[name] for name, total in zip(wanted, sums, strict=True)]

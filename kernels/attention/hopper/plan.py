@@ -24,6 +24,7 @@ class Plan(NamedTuple):
       block: rows of a streamed tile; stages: how many tiles are under way.
       flipped: whether the rows are keys and the columns queries.
       biased: whether there is a bias.
+      slice: first column and number of columns of the depth that a pass sums up.
     """
 
     request: Request
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     stages: int
     flipped: bool
     biased: bool
+    slice: tuple[int, int]
 
     @property
     def rows(self) -> int:
@@ -62,6 +64,12 @@ class Plan(NamedTuple):
         """How many blocks of rows there are, and how many tiles of columns."""
         length, span = self.sizes[2:0:-1] if self.flipped else self.sizes[1:3]
         return -(-length // self.rows), -(-span // self.block)
+
+    @property
+    def slices(self) -> list["Plan"]:
+        """A plan for each slice of the depth of which registers hold the sums beside all else."""
+        size = 256 // self.parts
+        return [self._replace(slice=(start, min(size, self.depth - start))) for start in range(0, self.depth, size)]
 
     @property
     def factor(self) -> float:

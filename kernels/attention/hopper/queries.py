@@ -11,13 +11,13 @@ from kernels.attention.hopper.plan import Plan, divide, item
 
 
 def run(plan: Plan, query: list, key: list, value: list, d_out: list, extras: dict) -> list:
-    """The parts of dQ = scale dS K, (B, T', N, D) each, T' whole blocks.
+    """The parts of a slice of dQ = scale dS K, (B, T', N, D') each, T' whole blocks.
 
     extras: also 'lse', to the base 2 and inf for a row with nothing to attend to, and 'delta', (B, N, T'') float32.
     """
     batch, _, _, heads, _ = plan.sizes
     length = plan.count[0] * plan.rows
-    outputs = [jax.ShapeDtypeStruct((batch, length, heads, plan.depth), plan.dtype)] * plan.parts
+    outputs = [jax.ShapeDtypeStruct((batch, length, heads, plan.slice[1]), plan.dtype)] * plan.parts
     scratch = {
         "query": stream.kept(plan),
         "d_out": stream.kept(plan),
@@ -74,11 +74,13 @@ def _consume(plan, inputs, outputs, scratch, warpgroup, batch, head, block):
         stream.release(plan, scratch["value"], step)
         at = scores.At(batch, head, start, tile * np.int32(plan.block))
         _, d_scores = scores.gradients(plan, inputs, at, products, d_weights, lambda: lse, lambda: delta, masked)
-        d_query = machine.product(machine.split(d_scores, plan.dtype, plan.parts), key, d_query)  # (64, D)
+        d_query = machine.product(
+            machine.split(d_scores, plan.dtype, plan.parts), stream.sliced(plan, key), d_query
+        )  # (64, D')
         stream.release(plan, scratch["key"], step)
         return d_query, step + 1
 
-    carry = machine.full((machine.WARPGROUP, plan.depth), 0.0, machine.TILE), np.int32(0)
+    carry = machine.full((machine.WARPGROUP, plan.slice[1]), 0.0, machine.TILE), np.int32(0)
     d_query, _ = schedule.each(plan, inputs, batch, head, block, visit, carry)
     target = [ref.at[batch, rows, head] for ref in outputs]
     stream.store(plan, [d_query * plan.request.scale], [query], [target])

@@ -10,6 +10,7 @@ from jax import lax
 from kernels.attention import dropout, masks
 from kernels.attention.hopper import machine
 from kernels.attention.hopper.plan import LOG2E, Plan
+from kernels.attention.request import Arrays
 
 
 class At(NamedTuple):
@@ -90,6 +91,7 @@ def allowed(plan: Plan, refs: dict, at: At):
 def kept(plan: Plan, refs: dict, at: At):
     """Which weights of a tile dropout keeps."""
     number = at.batch * np.int32(plan.sizes[3]) + at.head
+    number = refs["heads"][at.batch, at.head] if "heads" in refs else number
     seeds, (queries, keys) = (refs["seeds"][0], refs["seeds"][1]), _numbers(plan, at)
     words = dropout.of_queries(seeds, number, queries), dropout.of_keys(seeds, keys)
     words = (machine.spread(x, plan.shape, _along(plan, axis)) for axis, x in enumerate(words))
@@ -129,8 +131,9 @@ def _window(plan, ref, at):
     return _vector(plan, ref, whole.index(True)) if any(whole) else ref[...]
 
 
-def gather(plan: Plan, bias, mask: masks.Mask, seeds) -> dict[str, jax.Array]:
+def gather(plan: Plan, arrays: Arrays) -> dict[str, jax.Array]:
     """What the scores depend on besides queries and keys, padded to whole tiles and swapped if flipped."""
+    bias, mask = arrays.bias, arrays.mask
     (rows, columns), counts = (plan.rows, plan.block), plan.count
     rows, columns = rows * counts[0], columns * counts[1]
     queries, keys = (columns, rows) if plan.flipped else (rows, columns)
@@ -152,6 +155,8 @@ def gather(plan: Plan, bias, mask: masks.Mask, seeds) -> dict[str, jax.Array]:
         found["dense"] = tiles(mask.dense.astype(jnp.int8))
     if bias is not None:
         found["bias"] = tiles(bias.astype(jnp.float32) if bias.dtype == jnp.float64 else bias)
-    if seeds is not None:
-        found["seeds"] = seeds
+    if arrays.seeds is not None:
+        found["seeds"] = arrays.seeds
+    if arrays.seeds is not None and arrays.heads is not None:
+        found["heads"] = arrays.heads
     return found

@@ -74,6 +74,11 @@ def tiles(plan: Plan, read: Stream, step) -> list:
     return [ref.at[slot] for ref in read.tiles]
 
 
+def sliced(plan: Plan, tiles: list) -> list:
+    """The columns of tiles that are summed up."""
+    return [ref.at[:, pl.ds(*plan.slice)] for ref in tiles]
+
+
 def release(plan: Plan, read: Stream, step):
     """This warpgroup has read the tiles of a step."""
     if target.interpreter() is not None:
@@ -106,10 +111,16 @@ def fetch(sources: list, tiles: list, barrier):
 
 
 def store(plan: Plan, results: list, buffers: list, targets: list):
-    """Write each (64, D) result, part by part, through the shared memory of what was kept."""
-    for result, buffer in zip(results, buffers, strict=True):
-        for part, ref in zip(machine.split(result, plan.dtype, plan.parts), buffer, strict=True):
+    """Write each (64, D') result, part by part: a whole one through the shared memory of what was kept, a slice, which
+    TMA can't take from there, as it is.
+    """
+    results = [machine.split(result, plan.dtype, plan.parts) for result in results]
+    through = buffers if plan.slice[1] == plan.depth else targets
+    for parts, refs in zip(results, through, strict=True):
+        for part, ref in zip(parts, refs, strict=True):
             ref[...] = part
+    if through is targets:
+        return
     plgpu.commit_smem()
     for buffer, outs in zip(buffers, targets, strict=True):
         for ref, out in zip(buffer, outs, strict=True):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import attention
+from kernels.attention import attention, backends, masks, reference
+from kernels.attention.request import ask
 
 # Of sums of some hundred products of numbers about 1, relative to the result's norm.
 BOUNDS = {"float64": 1e-12, "float32": 3e-6, "bfloat16": 3e-2, "float16": 4e-3}
@@ -125,6 +126,16 @@ def check(implementation, case, dtype, bound=None, arrays=None):
     assert len(found) == 2 + len(learned)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.isfinite(ours).all() and distance(ours, theirs) < (bound or BOUNDS[dtype])
+
+
+def check_numbers(implementation, bound):
+    """Dropout goes by the heads' numbers where they are given: what a device has of many is not its first."""
+    query, key, value, *_ = (jnp.asarray(x, jnp.float32) for x in inputs())
+    drop = 0.3, jax.random.key(5)
+    request, arrays = ask((query, key, value, None), masks.Mask(), (False, None), (None, None), drop, True)
+    arrays = arrays._replace(heads=jnp.array([[3, 1, 7, 6], [2, 9, 4, 5]], jnp.int32))
+    found, wanted = backends.module(implementation).forward(request, arrays), reference.attention(request, arrays)
+    assert distance(*map(np.asarray, (found[0], wanted[0]))) < bound
 
 
 def distance(found, wanted):

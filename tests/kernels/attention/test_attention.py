@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.attention import attention, dropout, masks, xla
-from tests.kernels.attention.cases import BOUNDS, CASES, SPAN, check, distance, draw, inputs, results
+from tests.kernels.attention.cases import BOUNDS, CASES, SPAN, check, check_numbers, distance, draw, inputs, results
 
 BACKENDS = ("xla",)
 
@@ -292,3 +292,7 @@ def test_a_mix_of_dtypes():
     x = jnp.ones((1, 4, 1, 8), jnp.float32)
     with pytest.raises(ValueError, match="one dtype"):
         attention(x, x.astype(jnp.bfloat16), x)
+
+
+def test_dropout_by_the_numbers_of_heads():
+    check_numbers("xla", BOUNDS["float32"])

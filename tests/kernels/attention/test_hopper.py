@@ -10,11 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import thread_map
+from jax.sharding import PartitionSpec as P
 
 from kernels import target
 from kernels.attention import attention
 from kernels.attention.hopper import machine, plan
-from tests.kernels.attention.cases import BOUNDS, CASES, check, coin, draw, inputs, results
+from tests.kernels.attention.cases import (
+    BOUNDS,
+    CASES,
+    HEADS,
+    LENGTH,
+    SPAN,
+    check,
+    coin,
+    distance,
+    draw,
+    inputs,
+    results,
+)
 
 try:
     from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
@@ -101,7 +114,7 @@ def test_shapes(shape, asked):
     check("hopper", asked, "bfloat16", arrays=inputs(shape))
 
 
-@pytest.mark.parametrize("depth", [64, 256])
+@pytest.mark.parametrize("depth", [64, 200, 256])
 def test_shapes_in_float32(depth):
     check("hopper", "causal", "float32", BOUNDS["float32"], inputs((1, 70, 130, 1, 1, depth)))
 
@@ -160,6 +173,42 @@ def test_vmap(small_tiles):
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+def test_shard_map(small_tiles):
+    """Examples divided over devices, a bias that all share: two are traced, as one alone can be interpreted."""
+    arrays = [jnp.asarray(x).astype(jnp.bfloat16) for x in (*inputs()[:3], draw(9, HEADS, LENGTH, SPAN))]
+    call = lambda query, key, value, bias: attention(  # noqa: E731
+        query, key, value, bias=bias, is_causal=True, implementation="hopper"
+    )
+    loss = lambda call: lambda *arrays: call(*arrays).astype(jnp.float32).sum()  # noqa: E731
+
+    def divided(devices):
+        mesh, (shared, split) = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",)), (P(), P("data"))
+        return loss(jax.shard_map(call, mesh=mesh, in_specs=(split, split, split, shared), out_specs=split))
+
+    gradient = functools.partial(jax.value_and_grad, argnums=(0, 1, 2, 3))
+    jax.eval_shape(gradient(divided(2)), *arrays)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.jit(gradient(divided(1)))(*arrays), jax.jit(gradient(loss(call)))(*arrays)
+    )
+
+
+def test_second_derivatives(small_tiles):
+    """Of a gradient's square, by all that is learned: as the formula's."""
+    *learned, weigh, _ = (jnp.asarray(x, jnp.float32) for x in inputs((1, 5, 7, 2, 1, 8)))
+    learned.append(jnp.asarray(draw(9, 5, 7), jnp.float32))
+
+    def second(implementation):
+        def loss(query, key, value, bias):
+            out = attention(query, key, value, bias=bias, is_causal=True, implementation=implementation)
+            return (out * weigh).sum()
+
+        square = lambda *learned: sum((x**2).sum() for x in jax.grad(loss, argnums=(0, 1, 2, 3))(*learned))  # noqa: E731
+        return jax.grad(square, argnums=(0, 1, 2, 3))(*learned)
+
+    for ours, theirs in zip(second("hopper"), second("reference"), strict=True):
+        assert distance(np.asarray(ours, np.float64), np.asarray(theirs, np.float64)) < BOUNDS["float32"]
+
+
 def test_other_gpus(monkeypatch):
     monkeypatch.setattr(target, "interpreter", lambda: None)
     monkeypatch.setattr(target, "device", lambda: ("cuda", "NVIDIA A100-SXM4-80GB"))
@@ -175,3 +224,7 @@ def test_refusals(dtype, depth, said):
     x = jax.ShapeDtypeStruct((1, 16, 1, depth), dtype)
     with pytest.raises(NotImplementedError, match=said):
         jax.eval_shape(functools.partial(attention, implementation="hopper"), x, x, x)
+
+
+def test_dropout_by_the_numbers_of_heads(small_tiles):
+    check_numbers("hopper", BOUNDS["float32"])

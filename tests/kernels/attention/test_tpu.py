@@ -21,7 +21,7 @@ from kernels.attention import attention, backends, masks
 from kernels.attention.request import Arrays, Request
 from kernels.attention.tpu import plan
 from kernels.chips import tpu as chips
-from tests.kernels.attention.cases import BOUNDS, CASES, HEADS, SPAN, check, draw, inputs, results
+from tests.kernels.attention.cases import BOUNDS, CASES, HEADS, SPAN, check, check_numbers, draw, inputs, results
 
 RECORD = chips.RESULTS / "attention_tpu_schedule.json"
 
@@ -218,3 +218,7 @@ def test_the_schedule_is_that_on_record():
             assert ours["bundles"] == pytest.approx(wanted["bundles"], rel=0.02), (name, kernel)
             for block, expected in zip(ours["blocks"], wanted["blocks"], strict=True):
                 assert block == pytest.approx(expected, rel=0.02, abs=0.01), (name, kernel)
+
+
+def test_dropout_by_the_numbers_of_heads():
+    check_numbers("tpu", BOUNDS["float32"])

@@ -6,9 +6,6 @@ import pytest
 
 from kernels.chips import gpu
 
-# Two parts of 256 numbers for each of 64 rows: more than a thread's 255 registers hold. Right, but slow.
-SPILLS = {"float32 256", "float32 256 causal"}
-
 
 @pytest.mark.slow
 def test_attention_compiles_for_an_h200():
@@ -16,10 +13,10 @@ def test_attention_compiles_for_an_h200():
     if reason := gpu.missing():
         pytest.skip(reason)
     found, recorded = gpu.compiled("attention"), json.loads((gpu.RESULTS / "attention_h200_compiled.json").read_text())
-    for case, kernels in found.items():
+    for kernels in found.values():
         assert len(kernels) >= 3
         for kernel in kernels.values():
             assert kernel["shared"] <= gpu.SHARED and not kernel["serialized"]
-            assert case in SPILLS or kernel["spill_stores"] == kernel["spill_loads"] == 0
+            assert kernel["spill_stores"] == kernel["spill_loads"] == 0
     if {name: recorded[name] for name in ("plugin", "ptxas")} == gpu.versions():
         assert found == recorded["cases"]
