@@ -22,6 +22,7 @@ from tests.kernels.attention.cases import (
     LENGTH,
     SPAN,
     check,
+    check_numbers,
     coin,
     distance,
     draw,
