@@ -65,21 +65,30 @@ def pytorch(length: int) -> Callable[[], None]:
 def on_cpu() -> list[dict]:
     """Forward and backward, against the plain formula and PyTorch; prints a table and returns its rows."""
     names = ("xla", "reference", *(["PyTorch"] if importlib.util.find_spec("torch") else []))
-    print(f"causal attention, forward and backward, B{BATCH} H{HEADS} D{DEPTH}, float32; milliseconds and peak MB")
-    print("| T |" + "".join(f" {name} |" for name in names) + " chosen | over PyTorch |")
-    print("|---|" + "---:|" * (len(names) + 2))
+    print(f"causal attention, forward and backward, B{BATCH} H{HEADS} D{DEPTH}, float32")
     rows = []
     for length in LENGTHS:
         make = {name: functools.partial(pytorch, length) for name in names if name == "PyTorch"}
         make |= {name: functools.partial(ours, name, length) for name in names if name != "PyTorch"}
         found = bench.in_processes({name: make[name] for name in names})
         seconds, memory = ({name: values[i] for name, values in found.items()} for i in range(2))
+        rows.append({"length": length, "depth": DEPTH, "features": ["causal"], "seconds": seconds, "bytes": memory})
+        print(table(rows) if length == LENGTHS[0] else table(rows).splitlines()[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows of a CPU as a table: milliseconds and peak memory of each, and PyTorch's time over the chosen one's."""
+    names = list(rows[0]["seconds"])
+    lines = ["| T |" + "".join(f" {name} |" for name in names) + " chosen | over PyTorch |"]
+    lines.append("|---|" + "---:|" * (len(names) + 2))
+    for row in rows:
+        seconds = row["seconds"]
         best = min((name for name in names if name != "PyTorch"), key=seconds.__getitem__)
         ratio = f"{seconds['PyTorch'] / seconds[best]:.2f}" if "PyTorch" in names else "not measured"
-        cells = "".join(f" {seconds[name] * 1e3:.1f} ms, {memory[name] / 1e6:.0f} MB |" for name in names)
-        print(f"| {length} |{cells} {best} | {ratio} |", flush=True)
-        rows.append({"length": length, "depth": DEPTH, "features": ["causal"], "seconds": seconds, "bytes": memory})
-    return rows
+        cells = "".join(f" {seconds[name] * 1e3:.1f} ms, {row['bytes'][name] / 1e6:,.0f} MB |" for name in names)
+        lines.append(f"| {row['length']:,} |{cells} {best} | {ratio} |")
+    return "\n".join(lines)
 
 
 def teraflops(shape: tuple, causal: bool) -> float:

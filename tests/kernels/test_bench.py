@@ -74,6 +74,12 @@ def test_features_mean_the_same(monkeypatch):
         assert jnp.abs(found - wanted).astype(jnp.float32).max() < 0.05, feature
 
 
+def test_the_readme_has_the_figures_on_record():
+    root = bench.RESULTS.parents[1]
+    rows = json.loads((bench.RESULTS / "attention_cpu.json").read_text())["rows"]
+    assert benchmark.table(rows) in (root / "README.md").read_text()
+
+
 def test_what_is_saved(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
     rows = [{"length": 1, "depth": 1, "features": [], "seconds": {"xla": 1.0}}]
