@@ -1,7 +1,7 @@
 """Kernels compiled for an NVIDIA H200 with no GPU: whether they compile, their registers, spills and shared memory.
 
 `python -m kernels.chips.gpu attention` compiles all cases, each in its process, and prints them as JSON; with
-`--record` it writes that to `kernels/results`, which the tests compare with. It needs JAX's CUDA plugin, installed or
+`--record` it adds that to `kernels/results`, which the tests compare with. It needs JAX's CUDA plugin, installed or
 in the folder `chips` of the environment, and ptxas.
 """
 
@@ -59,6 +59,8 @@ ATTENTION = {
     },
     "float16": {"dtype": "float16"},
     "depth 32": {"depth": 32},
+    "depth 200": {"depth": 200},
+    "depth 200 in float32": {"depth": 200, "dtype": "float32"},
     "odd lengths": {"length": ODD[0], "span": ODD[1], "is_causal": True},
     "window": {"is_causal": True, "local_window_size": 1024},
     "lengths": {"query_seq_lengths": ("int32", (BATCH,)), "key_value_seq_lengths": ("int32", (BATCH,))},
@@ -90,7 +92,7 @@ def missing() -> str | None:
     return None if shutil.which("ptxas") else "no ptxas"
 
 
-def versions() -> dict[str, str]:
+def versions() -> str:
     """Those of the plugin and of ptxas: with others, registers differ."""
     path = None if _importable() else [str(_folder())]
     found = [
@@ -99,7 +101,17 @@ def versions() -> dict[str, str]:
         if re.fullmatch(r"jax[-_]cuda\d+[-_]plugin", known.name or "")
     ]
     said = subprocess.run(["ptxas", "--version"], capture_output=True, text=True, check=True).stdout
-    return {"plugin": ", ".join(sorted(found)), "ptxas": re.search(r"V([\d.]+)", said)[1]}
+    return ", ".join([*sorted(found), "ptxas " + re.search(r"V([\d.]+)", said)[1]])
+
+
+def recorded(subject: str) -> dict:
+    """What `--record` wrote: by versions, then as from `compiled`."""
+    path = _record(subject)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _record(subject):
+    return RESULTS / f"{subject}_h200_compiled.json"
 
 
 def compiled(subject: str) -> dict:
@@ -186,11 +198,12 @@ def main():
         return _compile_attention(CASES[options.subject][options.case])
     if reason := missing():
         sys.exit(reason)
-    found = json.dumps(versions() | {"cases": compiled(options.subject)}, indent=1) + "\n"
+    found = {versions(): compiled(options.subject)}
+    print(json.dumps(found, indent=1))
     if options.record:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{options.subject}_h200_compiled.json").write_text(found)
-    print(found, end="")
+        text = json.dumps(recorded(options.subject) | found, indent=1, sort_keys=True)
+        _record(options.subject).write_text(text + "\n")
 
 
 if __name__ == "__main__":
