@@ -8,7 +8,11 @@ setup(
     description="Deep learning in JAX and Flax: every model a pure function, every optimizer comparable on every model",
     license="Apache-2.0",
     packages=find_packages(include=["deeplearn*", "experiments*", "kernels*"]),
-    package_data={"deeplearn.data": ["checksums.tsv"], "deeplearn.comparison": ["page.html"]},
+    package_data={
+        "deeplearn.data": ["checksums.tsv"],
+        "deeplearn.comparison": ["page.html"],
+        "kernels": ["results/*.json"],  # by which attention chooses its implementation
+    },
     python_requires=">=3.11,<3.13",
     install_requires=[
         "absl-py>=2.3,<3",

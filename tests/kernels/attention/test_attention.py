@@ -34,6 +34,11 @@ def test_values_and_gradients(implementation, case, dtype):
     check(implementation, case, dtype)
 
 
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_float16(implementation):
+    check(implementation, "everything", "float16")
+
+
 SHAPES = [
     (1, 1, 1, 1, 1, 32),
     (1, 16, 32, 2, 1, 64),
