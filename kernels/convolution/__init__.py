@@ -1,13 +1,15 @@
-"""Two-dimensional convolution of channels-last images, fast in every loop, gradient and `vmap`."""
+"""Convolution of channels-last images, fast in every loop, gradient and `vmap`; transposed, depthwise, causal ones."""
 
 import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from kernels.convolution import reference, xla
-from kernels.convolution.windows import DTYPES, Geometry, Padding
+from kernels.convolution.epilogue import Epilogue
+from kernels.convolution.windows import DTYPES, Geometry, Padding, pair
 from kernels.convolution.windows import geometry as resolve
 
 
@@ -20,24 +22,32 @@ def convolution(
     padding: Padding = "SAME",
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    activation: str | None = None,
+    residual: jax.Array | None = None,
+    scale: jax.Array | None = None,
+    shift: jax.Array | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """The convolution (cross-correlation) of images with a kernel, in groups of channels.
+    """The convolution (cross-correlation) of images with a kernel, in groups of channels, and what follows it.
 
-        y[n, p, q, k] = bias[k] + sum_ijc x[n, s p + d i - low, s q + d j - low, c] w[i, j, c, k]
+        s[n, p, q, k] = sum_ijc x[n, s p + d i - low, s q + d j - low, c] w[i, j, c, k]
+        y = activation((s + bias) scale + shift + residual)
 
     with stride s, dilation d and `low` zeros of padding before the first row and column, and H' = floor((H + low + high
-    - d (kh - 1) - 1) / s) + 1 rows. Products are summed in float32. Derivatives of every order exist.
+    - d (kh - 1) - 1) / s) + 1 rows. Sums, and what follows them, are float32, and rounded once. Derivatives of every
+    order exist.
 
     Args:
       x: (N, H, W, C), float32 or bfloat16.
       w: (kh, kw, C / groups, K), of x's dtype.
-      bias: (K,), of x's dtype, or None.
+      bias, scale, shift: (K,), of x's dtype, or None; scale and shift may be a folded batch normalization.
       strides: s, an int or a pair (height, width).
       padding: 'SAME' (ceil(H / s) rows, an odd zero last), 'VALID' (none), an int, or a (low, high) for each of height
         and width.
       dilation: d, an int or a pair.
       groups: output channels [g K/G, (g+1) K/G) see input channels [g C/G, (g+1) C/G) only; C is depthwise.
+      activation: 'relu', 'relu6', 'gelu' (by tanh), 'silu', 'tanh', 'sigmoid', 'leaky_relu' (0.01), or None.
+      residual: (N, H', W', K), of x's dtype, or None.
       implementation: 'reference' (the formula), 'xla' (the fast forms for a CPU), 'lax' (XLA's own convolution), or
         None: 'xla' where it is compiled for a CPU, 'lax' elsewhere.
 
@@ -50,29 +60,119 @@ def convolution(
     Example:
       >>> import jax.numpy as jnp
       >>> images, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 32))
-      >>> convolution(images, kernel, strides=2).shape
+      >>> convolution(images, kernel, strides=2, activation="relu").shape
       (2, 14, 14, 32)
 
     Dumoulin and Visin 2016, A guide to convolution arithmetic for deep learning.
     """
-    _check(x, w, bias, groups)
+    _check(x, w, groups, implementation)
     geometry = resolve(x.shape[1:3], w.shape[:2], strides, padding, dilation, groups)
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
-    y = _convolution(x, w, geometry, implementation)
-    return y if bias is None else y + bias[None, None, None]
+    follow = Epilogue(bias, scale, shift, residual, activation)
+    follow.check(x.dtype, (x.shape[0], *geometry.output(x.shape[1:3], w.shape[:2]), w.shape[3]))
+    return follow(_convolution(x, w, geometry, implementation)).astype(x.dtype)
 
 
-def _check(x, w, bias, groups):
+def convolution_transpose(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    residual: jax.Array | None = None,
+    scale: jax.Array | None = None,
+    shift: jax.Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """The transpose of a convolution, which spreads each input over a window of the output.
+
+        s[n, s p + d i - low, s q + d j - low, k] = sum over such p, q, i, j, c of x[n, p, q, c] w[i, j, c, k]
+
+    and what follows it, as in `convolution`. The output has H' = s H rows with 'SAME', else H' = s (H - 1) + d (kh - 1)
+    + 1 - low - high, where the padding is cut off: as PyTorch has it. All else is as in `convolution`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> convolution_transpose(jnp.ones((2, 7, 7, 8)), jnp.ones((4, 4, 8, 3)), strides=2).shape
+      (2, 14, 14, 3)
+
+    Zeiler et al. 2010, Deconvolutional networks; Dumoulin and Visin 2016, section 4.
+    """
+    _check(x, w, groups, implementation)
+    size = tuple(
+        n * s if padding == "SAME" else s * (n - 1) + d * (k - 1) + 1
+        for n, k, s, d in zip(x.shape[1:3], w.shape, pair("strides", strides), pair("dilation", dilation), strict=False)
+    )
+    geometry = resolve(size, w.shape[:2], strides, padding, dilation, groups)
+    if padding not in ("SAME", "VALID"):
+        size = tuple(n - low - high for n, (low, high) in zip(size, geometry.padding, strict=True))
+        if min(size) < 1:
+            raise ValueError(f"padding {geometry.padding} leaves nothing of the {x.shape} that are spread by {w.shape}")
+    follow = Epilogue(bias, scale, shift, residual, activation)
+    shape = (x.shape[0], *size, w.shape[3])
+    follow.check(x.dtype, shape)
+    # Of the convolution that brings K channels back to C.
+    back = w.reshape(*w.shape[:3], groups, -1).transpose(0, 1, 4, 3, 2).reshape(*w.shape[:2], -1, x.shape[3])
+    whole = jax.ShapeDtypeStruct(shape, x.dtype)
+    forward = lambda y: _convolution(y, back, geometry, implementation).astype(x.dtype)  # noqa: E731
+    return follow(jax.linear_transpose(forward, whole)(x)[0]).astype(x.dtype)
+
+
+def depthwise_convolution(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, **options) -> jax.Array:
+    """Each channel's own convolution: w (kh, kw, C, M) gives M channels for each, (N, H', W', C M).
+
+    Options are those of `convolution` but for groups.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> depthwise_convolution(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 2)), strides=2).shape
+      (2, 4, 4, 6)
+
+    Howard et al. 2017, MobileNets, section 3.1.
+    """
+    if w.ndim != 4 or x.ndim != 4 or w.shape[2] != x.shape[3]:
+        raise ValueError(f"w must be (kh, kw, C, M) for x (N, H, W, C), not {w.shape} for {x.shape}")
+    return convolution(x, w.reshape(*w.shape[:2], 1, -1), bias, groups=x.shape[3], **options)
+
+
+def causal_convolution(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None = None, *, dilation: int = 1, groups: int = 1, **options
+) -> jax.Array:
+    """A convolution over time that sees the present and the past alone.
+
+        s[n, t, k] = sum_ic x[n, t - d (kw - 1 - i), c] w[i, c, k]
+
+    x: (N, T, C); w: (kw, C / groups, K); a residual is (N, T, K). Other options are those of `convolution` but for
+    strides and padding. Returns (N, T, K).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> causal_convolution(jnp.ones((2, 16, 8)), jnp.ones((4, 1, 8)), groups=8).shape
+      (2, 16, 8)
+
+    van den Oord et al. 2016, WaveNet, section 2.1.
+    """
+    if x.ndim != 3 or w.ndim != 3:
+        raise ValueError(f"x must be (N, T, C) and w (kw, C / groups, K), not {x.shape} and {w.shape}")
+    if options.get("residual") is not None:
+        options["residual"] = options["residual"][:, None]
+    padding = ((0, 0), (pair("dilation", dilation)[1] * (w.shape[0] - 1), 0))
+    y = convolution(x[:, None], w[None], bias, padding=padding, dilation=(1, dilation), groups=groups, **options)
+    return y[:, 0]
+
+
+def _check(x, w, groups, implementation):
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"x must be (N, H, W, C) and w (kh, kw, C / groups, K), not {x.shape} and {w.shape}")
     if groups < 1 or x.shape[3] != groups * w.shape[2] or w.shape[3] % groups:
         raise ValueError(f"groups {groups} doesn't divide the channels of x {x.shape} into those of w {w.shape}")
-    if bias is not None and bias.shape != w.shape[3:]:
-        raise ValueError(f"bias must be {w.shape[3:]} for w {w.shape}, not {bias.shape}")
-    dtypes = [a.dtype.name for a in (x, w, bias) if a is not None]
-    if x.dtype not in DTYPES or len(set(dtypes)) > 1:
-        raise ValueError(f"x, w and bias must all be float32 or all bfloat16, not {', '.join(dtypes)}")
+    if x.dtype not in DTYPES or w.dtype != x.dtype:
+        raise ValueError(f"x and w must both be float32 or both bfloat16, not {x.dtype.name} and {w.dtype.name}")
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
 
 
 def _lax(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
@@ -93,7 +193,9 @@ IMPLEMENTATIONS = {"reference": reference.convolution, "xla": xla.convolution, "
 
 @functools.partial(jax.jit, static_argnames=("geometry", "implementation"))
 def _convolution(x, w, geometry, implementation):
+    """The sums, float32 where the implementation has them."""
     if implementation is not None:
         return IMPLEMENTATIONS[implementation](x, w, geometry)
-    cpu, default = (functools.partial(f, geometry=geometry) for f in (xla.convolution, _lax))
+    cpu = lambda x, w: xla.convolution(x, w, geometry)  # noqa: E731
+    default = lambda x, w: _lax(x, w, geometry).astype(jnp.float32)  # noqa: E731
     return lax.platform_dependent(x, w, cpu=cpu, default=default)

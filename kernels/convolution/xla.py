@@ -11,9 +11,9 @@ from kernels.convolution.windows import Geometry, taps
 
 
 def convolution(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-    """As reference.convolution, computed in float32."""
+    """As reference.convolution: float32."""
     compute = _dense if geometry.groups == 1 else _depthwise if w.shape[2] == 1 else _grouped
-    return compute(x.astype(jnp.float32), w.astype(jnp.float32), geometry).astype(x.dtype)
+    return compute(x.astype(jnp.float32), w.astype(jnp.float32), geometry)
 
 
 def _depthwise(x, w, geometry):
