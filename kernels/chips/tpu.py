@@ -7,6 +7,7 @@ schedules are kept, and prints these too; --record keeps them in `kernels/result
 folder `chips` of the environment (pip install --target), which compiles for any TPU and needs none.
 """
 
+import argparse
 import functools
 import glob
 import importlib.metadata
@@ -179,26 +180,33 @@ def check(what: str, only: str | None, dump: str | None) -> dict:
     return {"libtpu": importlib.metadata.version("libtpu"), "cases": found}
 
 
-def main(what: str, *options: str) -> None:
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=CASES)
+    parser.add_argument("--only", help="the cases that match, as 'v5e bias.*'")
+    parser.add_argument("--schedule", action="store_true", help="the schedules too, of the cases whose are kept")
+    parser.add_argument("--record", action="store_true", help="keep the schedules")
+    options = parser.parse_args()
+    if options.record and (options.only or not options.schedule):
+        parser.error("--record keeps all schedules of a compiler: give it with --schedule and without --only")
     folder = find_libtpu()
     if folder is None:
         sys.exit("libtpu is neither installed nor in the folder chips of this environment")
     sys.path[:0] = [folder] if folder else []
-    only = next((option.removeprefix("--only=") for option in options if option.startswith("--only=")), None)
     os.environ |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1"}
-    if "--schedule" in options:
+    if options.schedule:
         with tempfile.TemporaryDirectory() as dump:  # libtpu reads where to dump when it is loaded
             os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
-            found = check(what, only or SCHEDULES[what], dump)
+            found = check(options.subject, options.only or SCHEDULES[options.subject], dump)
     else:
-        found = check(what, only, None)
+        found = check(options.subject, options.only, None)
     print(json.dumps(found, indent=1))
-    if "--record" in options:
-        path = RESULTS / f"{what}_tpu_schedule.json"
+    if options.record:
+        path = RESULTS / f"{options.subject}_tpu_schedule.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(known | {found["libtpu"]: found["cases"]}, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -9,7 +9,7 @@ from jax import lax
 
 from kernels.attention.hopper import machine, schedule, scores, stream
 from kernels.attention.hopper.machine import spread
-from kernels.attention.hopper.plan import Plan, divide, item
+from kernels.attention.hopper.plan import Plan, item
 
 
 def run(plan: Plan, query: list, key: list, value: list, extras: dict) -> dict:
@@ -36,7 +36,7 @@ def run(plan: Plan, query: list, key: list, value: list, extras: dict) -> dict:
         at = item(plan, heads)
         stream.roles(
             plan,
-            lambda: _produce(plan, inputs, scratch, *at),
+            lambda: stream.feed_keys(plan, inputs, scratch, *at),
             lambda warpgroup: _consume(plan, inputs, outputs, scratch, warpgroup, *at),
         )
 
@@ -44,18 +44,6 @@ def run(plan: Plan, query: list, key: list, value: list, extras: dict) -> dict:
     return machine.launch(
         body, "attention_forward", batch * heads * plan.count[0], inputs, outputs, scratch, plan.warpgroups + 1
     )
-
-
-def _produce(plan, inputs, scratch, batch, head, block):
-    group = divide(head, plan.members)[0]
-
-    def visit(tile, _, step):
-        at = batch, pl.ds(tile * np.int32(plan.block), plan.block), group
-        copies = [(scratch[name], [ref.at[at] for ref in inputs[name]]) for name in ("key", "value")]
-        return stream.feed(plan, step, copies)
-
-    steps = schedule.each(plan, inputs, batch, head, block, visit, np.int32(0))
-    stream.drain(plan, steps, [scratch["key"], scratch["value"]])
 
 
 def _consume(plan, inputs, outputs, scratch, warpgroup, batch, head, block):

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from kernels import target
-from kernels.attention.hopper import machine
+from kernels.attention.hopper import machine, schedule
 from kernels.attention.hopper.plan import Plan, divide
 
 
@@ -55,6 +56,19 @@ def feed(plan: Plan, step, copies: list[tuple[Stream, list]]):
         for source, tile in zip(sources, to.tiles, strict=True):
             plgpu.copy_gmem_to_smem(source, tile.at[slot], to.here.at[slot])
     return step + 1
+
+
+def feed_keys(plan: Plan, inputs: dict, scratch: dict, batch, head, block):
+    """Copy the tiles of keys and values that a block of queries visits."""
+    group = divide(head, plan.members)[0]
+
+    def visit(tile, _, step):
+        at = batch, pl.ds(tile * np.int32(plan.block), plan.block), group
+        copies = [(scratch[name], [ref.at[at] for ref in inputs[name]]) for name in ("key", "value")]
+        return feed(plan, step, copies)
+
+    steps = schedule.each(plan, inputs, batch, head, block, visit, np.int32(0))
+    drain(plan, steps, [scratch["key"], scratch["value"]])
 
 
 def drain(plan: Plan, steps, streams: list[Stream]):

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import strategies as st
 
 from kernels.attention import attention, backends, masks, reference
 from kernels.attention.request import ask
@@ -126,6 +127,28 @@ def check(implementation, case, dtype, bound=None, arrays=None):
     assert len(found) == 2 + len(learned)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.isfinite(ours).all() and distance(ours, theirs) < (bound or BOUNDS[dtype])
+
+
+# Of a test that draws them: whatever the lengths and the window, no tile is skipped that counts.
+BANDS = {
+    "length": st.integers(1, 70),
+    "span": st.integers(1, 70),
+    "left": st.integers(0, 80),
+    "right": st.integers(0, 80),
+    "causal": st.booleans(),
+}
+
+
+def check_poison(implementation, dtype, poison):
+    """What lies beyond the lengths changes nothing: neither values nor gradients."""
+    query, key, value, *weights = map(jnp.asarray, inputs())
+    lengths = {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])}
+    wanted = results(implementation, dtype, [query, key, value, *weights], **lengths)
+    key, value = (x.at[1, 17:].set(poison) for x in (key, value))
+    query = query.at[1, 2:].set(poison)
+    found = results(implementation, dtype, [query, key, value, *weights], **lengths)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def check_numbers(implementation, bound):

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.attention import attention, dropout, masks, xla
-from tests.kernels.attention.cases import BOUNDS, CASES, SPAN, check, check_numbers, distance, draw, inputs, results
+from tests.kernels.attention.cases import (
+    BANDS,
+    BOUNDS,
+    CASES,
+    SPAN,
+    check,
+    check_numbers,
+    check_poison,
+    distance,
+    draw,
+    inputs,
+    results,
+)
 
 BACKENDS = ("xla",)
 
@@ -57,13 +69,7 @@ def test_shapes(implementation, shape):
 
 
 @settings(max_examples=10, deadline=None)
-@given(
-    length=st.integers(1, 70),
-    span=st.integers(1, 70),
-    left=st.integers(0, 80),
-    right=st.integers(0, 80),
-    causal=st.booleans(),
-)
+@given(**BANDS)
 @pytest.mark.parametrize("implementation", BACKENDS)
 def test_every_band(implementation, length, span, left, right, causal):
     """Tiles are skipped by arithmetic on their corners: whatever the lengths and the window, none that counts."""
@@ -103,15 +109,7 @@ def test_kinds_of_tiles(data, length, span):
 
 @pytest.mark.parametrize("implementation", BACKENDS)
 def test_nothing_is_read_beyond_the_lengths(implementation):
-    """Poison there changes nothing: neither values nor gradients."""
-    query, key, value, *weights = map(jnp.asarray, inputs())
-    lengths = {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])}
-    wanted = results(implementation, "float64", [query, key, value, *weights], **lengths)
-    key, value = (x.at[1, 17:].set(1e30) for x in (key, value))
-    query = query.at[1, 2:].set(1e30)
-    found = results(implementation, "float64", [query, key, value, *weights], **lengths)
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    check_poison(implementation, "float64", 1e30)
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)

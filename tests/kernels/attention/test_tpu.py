@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
@@ -21,7 +20,19 @@ from kernels.attention import attention, backends, masks
 from kernels.attention.request import Arrays, Request
 from kernels.attention.tpu import plan
 from kernels.chips import tpu as chips
-from tests.kernels.attention.cases import BOUNDS, CASES, HEADS, SPAN, check, check_numbers, draw, inputs, results
+from tests.kernels.attention.cases import (
+    BANDS,
+    BOUNDS,
+    CASES,
+    HEADS,
+    SPAN,
+    check,
+    check_numbers,
+    check_poison,
+    draw,
+    inputs,
+    results,
+)
 
 RECORD = chips.RESULTS / "attention_tpu_schedule.json"
 
@@ -82,13 +93,7 @@ def test_float16():
 
 
 @settings(max_examples=4, deadline=None)
-@given(
-    length=st.integers(1, 70),
-    span=st.integers(1, 70),
-    left=st.integers(0, 80),
-    right=st.integers(0, 80),
-    causal=st.booleans(),
-)
+@given(**BANDS)
 def test_every_band(length, span, left, right, causal):
     """Tiles are skipped by arithmetic on their corners: whatever the lengths and the window, none that counts."""
     asked = {"is_causal": causal, "local_window_size": (left, right)}
@@ -99,16 +104,7 @@ def test_every_band(length, span, left, right, causal):
 
 
 def test_nothing_is_read_beyond_the_lengths():
-    """Poison there, NaN even, changes nothing: neither values nor gradients."""
-    query, key, value, *weights = map(jnp.asarray, inputs())
-    lengths = {"query_seq_lengths": jnp.array([30, 2]), "key_value_seq_lengths": jnp.array([51, 17])}
-    asked = lengths | {"logits_soft_cap": 2.0}
-    wanted = results("tpu", "float32", [query, key, value, *weights], **asked)
-    key, value = (x.at[1, 17:].set(jnp.nan) for x in (key, value))
-    query = query.at[1, 2:].set(jnp.nan)
-    found = results("tpu", "float32", [query, key, value, *weights], **asked)
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    check_poison("tpu", "float32", jnp.nan)
 
 
 def test_rows_without_keys():
