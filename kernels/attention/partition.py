@@ -13,7 +13,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kernels import target
-from kernels.attention.request import Arrays, varying
+from kernels.attention.request import Arrays
+from kernels.meshes import varying
 
 # Whose calls XLA's partitioner divides, through `custom_partitioning`, which libtpu has not. Where the types of arrays
 # say how they are divided, on a mesh of explicit axes, everything is divided as they say.

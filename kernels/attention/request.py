@@ -3,11 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from kernels.attention import dropout
 from kernels.attention.masks import Band, Mask
+from kernels.meshes import varying
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -88,20 +88,6 @@ def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, resi
     rules = (None if x is None else x.astype(jnp.int32) for x in mask[:4])
     seeds = dropout.seeds(rng) if rate else None
     return request, varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds))
-
-
-def varying(arrays: Any) -> Any:
-    """Within `jax.shard_map` all differ from device to device if one does: what a loop carries must keep its type, and
-    the gradient of what does not differ is summed over the devices.
-    """
-    axes = lambda x: jax.typeof(x).manual_axis_type.varying  # noqa: E731
-    every = frozenset().union(*map(axes, jax.tree.leaves(arrays)))
-
-    def mark(x):
-        missing = tuple(sorted(every - axes(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(mark, arrays)
 
 
 def _check(query, key, value):

@@ -1,15 +1,12 @@
 """Convolution of channels-last images, fast in every loop, gradient and `vmap`; transposed, depthwise, causal ones."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from kernels.convolution import reference, xla
+from kernels.convolution import backends, fused
 from kernels.convolution.epilogue import Epilogue
-from kernels.convolution.windows import DTYPES, Geometry, Padding, pair
+from kernels.convolution.windows import DTYPES, Padding, pair
 from kernels.convolution.windows import geometry as resolve
 
 
@@ -69,7 +66,7 @@ def convolution(
     geometry = resolve(x.shape[1:3], w.shape[:2], strides, padding, dilation, groups)
     follow = Epilogue(bias, scale, shift, residual, activation)
     follow.check(x.dtype, (x.shape[0], *geometry.output(x.shape[1:3], w.shape[:2]), w.shape[3]))
-    return follow(_convolution(x, w, geometry, implementation)).astype(x.dtype)
+    return fused.convolution(backends.choose(geometry, x, w, implementation), geometry, x, w, follow)
 
 
 def convolution_transpose(
@@ -116,9 +113,8 @@ def convolution_transpose(
     follow.check(x.dtype, shape)
     # Of the convolution that brings K channels back to C.
     back = w.reshape(*w.shape[:3], groups, -1).transpose(0, 1, 4, 3, 2).reshape(*w.shape[:2], -1, x.shape[3])
-    whole = jax.ShapeDtypeStruct(shape, x.dtype)
-    forward = lambda y: _convolution(y, back, geometry, implementation).astype(x.dtype)  # noqa: E731
-    return follow(jax.linear_transpose(forward, whole)(x)[0]).astype(x.dtype)
+    name = backends.choose(geometry, jax.ShapeDtypeStruct(shape, x.dtype), back, implementation)
+    return fused.transposed(name, geometry, x, back, size, follow)
 
 
 def depthwise_convolution(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, **options) -> jax.Array:
@@ -171,31 +167,5 @@ def _check(x, w, groups, implementation):
         raise ValueError(f"groups {groups} doesn't divide the channels of x {x.shape} into those of w {w.shape}")
     if x.dtype not in DTYPES or w.dtype != x.dtype:
         raise ValueError(f"x and w must both be float32 or both bfloat16, not {x.dtype.name} and {w.dtype.name}")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}, not {implementation!r}")
-
-
-def _lax(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
-    strides, padding, dilation, groups = geometry
-    return lax.conv_general_dilated(
-        x,
-        w,
-        strides,
-        padding,
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-IMPLEMENTATIONS = {"reference": reference.convolution, "xla": xla.convolution, "lax": _lax}
-
-
-@functools.partial(jax.jit, static_argnames=("geometry", "implementation"))
-def _convolution(x, w, geometry, implementation):
-    """The sums, float32 where the implementation has them."""
-    if implementation is not None:
-        return IMPLEMENTATIONS[implementation](x, w, geometry)
-    cpu = lambda x, w: xla.convolution(x, w, geometry)  # noqa: E731
-    default = lambda x, w: _lax(x, w, geometry).astype(jnp.float32)  # noqa: E731
-    return lax.platform_dependent(x, w, cpu=cpu, default=default)
+    if implementation is not None and implementation not in backends.NAMES:
+        raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.convolution.windows import wide
+
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -13,6 +15,16 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "leaky_relu": jax.nn.leaky_relu,  # 0.01 x below 0
+}
+
+# Their derivatives as functions of the value y, of those that have one.
+SLOPES = {
+    None: jnp.ones_like,
+    "relu": lambda y: (y > 0).astype(y.dtype),
+    "relu6": lambda y: ((y > 0) & (y < 6)).astype(y.dtype),
+    "tanh": lambda y: 1 - y * y,
+    "sigmoid": lambda y: y * (1 - y),
+    "leaky_relu": lambda y: jnp.where(y >= 0, 1, 0.01).astype(y.dtype),
 }
 
 
@@ -29,12 +41,12 @@ class Epilogue(NamedTuple):
     activation: str | None = None
 
     def __call__(self, sums: jax.Array) -> jax.Array:
-        y = sums.astype(jnp.float32)
-        bias, scale, shift = (None if v is None else v.astype(jnp.float32)[None, None, None] for v in self[:3])
+        y = sums.astype(wide(sums.dtype))
+        bias, scale, shift = (None if v is None else v.astype(y.dtype)[None, None, None] for v in self[:3])
         y = y if bias is None else y + bias
         y = y if scale is None else y * scale
         y = y if shift is None else y + shift
-        y = y if self.residual is None else y + self.residual.astype(jnp.float32)
+        y = y if self.residual is None else y + self.residual.astype(y.dtype)
         return y if self.activation is None else ACTIVATIONS[self.activation](y)
 
     def check(self, dtype, shape: tuple[int, ...]) -> None:

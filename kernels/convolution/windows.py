@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-DTYPES = (jnp.float32, jnp.bfloat16)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float64)
 Pair = tuple[int, int]
 Pairs = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Sequence[int]]
@@ -30,6 +30,11 @@ class Geometry(NamedTuple):
             (n + low + high - r - 1) // s + 1
             for n, (low, high), r, s in zip(size, self.padding, self.reach(kernel), self.strides, strict=True)
         )
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """That of sums of such numbers: float32, or float64 if they are."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def pair(name: str, value: int | Sequence[int]) -> Pair:

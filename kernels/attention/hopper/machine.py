@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from kernels import target
-from kernels.attention.request import varying
+from kernels.meshes import varying
 
 WARPGROUP = 64  # rows of one wgmma
 TILE = plgpu.Layout.WGMMA

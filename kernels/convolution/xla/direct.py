@@ -1,26 +1,13 @@
-"""Dense convolution and its gradients as three bilinear primitives, each a convolution that XLA runs fast on a CPU.
+"""Dense convolution and its gradients, each as a convolution that XLA runs fast on a CPU.
 
-With the inner product <dy, x * w> of an output's cotangent and a convolution, a form linear in x, w and dy:
-
-    y  = x * w                  forward(x, w)
-    dx = d<dy, x * w> / dx      input_gradient(dy, w)
-    dw = d<dy, x * w> / dw      weight_gradient(x, dy)
-
-Each is linear in both operands, and its two derivatives are the other two: so derivatives of every order, forward and
-reverse, stay among the three. They are primitives because of what JAX makes of a convolution's gradient and of a `vmap`
-over its weights. XLA hands a convolution to its matrix-product library (240 GFLOP/s on a Zen 5 core) if the input is
-laid out (N, H, W, C), the kernel (kh, kw, C, K) and the output no larger than the input; JAX's gradients have other
-layouts, up to 30 times slower inside a loop, and its `vmap` gives a grouped convolution, slower still.
+XLA hands a convolution to its matrix-product library (240 GFLOP/s on a Zen 5 core) if the input is laid out
+(N, H, W, C), the kernel (kh, kw, C, K) and the output no larger than the input; JAX's gradients have other layouts, up
+to 30 times slower inside a loop.
 """
-
-import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from kernels.convolution.windows import Geometry, Pair, Pairs
 
@@ -28,6 +15,46 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 CHUNK_BYTES = 1 << 19  # of x and dy together: while contracted, they stay in a core's second-level cache
 COLUMNS = 512  # with fewer columns in a row, XLA's matrix-product library leaves them to one core
 NARROW = 16  # with no more channels than this on either side, XLA doesn't use its matrix-product library
+
+
+def forward(geometry: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
+    beyond, window = _within(geometry, w.shape[:2])
+    height, width = geometry.output(x.shape[1:3], w.shape[:2])
+    return _forward(jnp.pad(x, ((0, 0), *beyond, (0, 0))), w, **window)[:, :height, :width]
+
+
+def input_gradient(geometry: Geometry, dy: jax.Array, w: jax.Array, size: Pair) -> jax.Array:
+    beyond, window = _within(geometry, w.shape[:2])
+    whole = tuple(n + low + high for n, (low, high) in zip(size, beyond, strict=True))
+    dx = _input_gradient(_uncut(dy, whole, w.shape[:2], window), w, size=whole, **window)
+    return dx[:, beyond[0][0] :, beyond[1][0] :][:, : size[0], : size[1]]
+
+
+def weight_gradient(geometry: Geometry, x: jax.Array, dy: jax.Array, kernel: Pair) -> jax.Array:
+    beyond, window = _within(geometry, kernel)
+    x = jnp.pad(x, ((0, 0), *beyond, (0, 0)))
+    return _weight_gradient(x, _uncut(dy, x.shape[1:3], kernel, window), kernel=kernel, **window)
+
+
+def _within(geometry, kernel):
+    """The zeros that reach further than the window, which are made here, and what XLA is to do with the others.
+
+    Without a stride these are as many as keep the input's size, and the output is cut: without any zeros XLA's library
+    is eight times slower.
+    """
+    strides, padding, dilation, _ = geometry
+    reach = geometry.reach(kernel)
+    beyond = [tuple(max(p - r, 0) for p in side) for side, r in zip(padding, reach, strict=True)]
+    within = [tuple(min(p, r) for p in side) for side, r in zip(padding, reach, strict=True)]
+    if strides == (1, 1):
+        within = [(low, max(high, r - low)) for (low, high), r in zip(within, reach, strict=True)]
+    return beyond, {"strides": strides, "padding": tuple(within), "dilation": dilation}
+
+
+def _uncut(dy, size, kernel, window):
+    """With zeros for the outputs that `forward` cuts off."""
+    sides = (n - m for n, m in zip(Geometry(**window).output(size, kernel), dy.shape[1:3], strict=True))
+    return jnp.pad(dy, ((0, 0), *((0, side) for side in sides), (0, 0)))
 
 
 def _forward(x, w, *, strides: Pair, padding: Pairs, dilation: Pair):
@@ -112,60 +139,3 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
     if rest:
         dw = dw + contract(x[-rest:], dy[-rest:])
     return dw.reshape(kernel[0], columns, channels, features)[:, :: dilation[1]]
-
-
-def _primitive(implementation, shape):
-    primitive = Primitive(f"convolution{implementation.__name__}")
-    primitive.def_impl(jax.jit(implementation, static_argnames=inspect.getfullargspec(implementation).kwonlyargs))
-    primitive.def_abstract_eval(lambda a, b, **static: jax.core.ShapedArray(shape(a.shape, b.shape, **static), a.dtype))
-    mlir.register_lowering(primitive, mlir.lower_fun(implementation, multiple_results=False))
-    return primitive
-
-
-forward_p = _primitive(_forward, lambda x, w, **window: (x[0], *Geometry(**window).output(x[1:3], w[:2]), w[3]))
-input_gradient_p = _primitive(_input_gradient, lambda dy, w, size, **window: (dy[0], *size, w[2]))
-weight_gradient_p = _primitive(_weight_gradient, lambda x, dy, kernel, **window: (*kernel, x[3], dy[3]))
-
-
-def forward(x, w, **window):
-    return forward_p.bind(x, w, **window)
-
-
-def input_gradient(dy, w, x_shape, **window):
-    return input_gradient_p.bind(dy, w, size=x_shape[1:3], **window)
-
-
-def weight_gradient(x, dy, w_shape, **window):
-    return weight_gradient_p.bind(x, dy, kernel=w_shape[:2], **window)
-
-
-# A transposition rule gets the result's cotangent, then the operands; the one asked for is known by its `aval` only.
-ad.defbilinear(
-    forward_p,
-    lambda dy, x, w, **window: input_gradient(dy, w, x.aval.shape, **window),
-    lambda dy, x, w, **window: weight_gradient(x, dy, w.aval.shape, **window),
-)
-ad.defbilinear(
-    input_gradient_p,
-    lambda dx, dy, w, size, **window: forward(dx, w, **window),
-    lambda dx, dy, w, size, **window: weight_gradient(dx, dy, w.aval.shape, **window),
-)
-ad.defbilinear(
-    weight_gradient_p,
-    lambda dw, x, dy, kernel, **window: input_gradient(dy, dw, x.aval.shape, **window),
-    lambda dw, x, dy, kernel, **window: forward(x, dw, **window),
-)
-
-
-def _batch(primitive, operands, axes, **static):
-    """More images where only they are batched; else one fast convolution after the other."""
-    if primitive is not weight_gradient_p and axes[1] is None:
-        images = jnp.moveaxis(operands[0], axes[0], 0)
-        y = primitive.bind(images.reshape(-1, *images.shape[2:]), operands[1], **static)
-        return y.reshape(*images.shape[:2], *y.shape[1:]), 0
-    mapped = {i: jnp.moveaxis(operands[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
-    return lax.map(lambda m: primitive.bind(*(m.get(i, operands[i]) for i in range(2)), **static), mapped), 0
-
-
-for _p in (forward_p, input_gradient_p, weight_gradient_p):
-    batching.primitive_batchers[_p] = functools.partial(_batch, _p)

@@ -1,0 +1,55 @@
+"""Which implementation of convolution runs where."""
+
+import importlib
+from typing import Any
+
+import jax
+
+from kernels import target
+from kernels.convolution.windows import Geometry
+
+# Each is a module with four functions:
+#   refuses(geometry, x, w) -> str | None                why it can't do what is asked, if it can't
+#   forward(geometry, x, w) -> y                         (N, H', W', K) of x's dtype
+#   input_gradient(geometry, dy, w, size) -> dx          (N, *size, C) of dy's dtype
+#   weight_gradient(geometry, x, dy, kernel) -> dw       (*kernel, C / groups, K) of x's dtype
+# and those in FUSED have forward(geometry, x, w, follow), with an Epilogue, too.
+PLATFORMS = {"xla": None, "lax": None, "tpu": "tpu", "hopper": "cuda"}
+FUSED = ("tpu", "hopper")
+NAMES = ("reference", *PLATFORMS)
+# Where nothing was measured: the fast forms for a CPU, and elsewhere the vendor's convolution.
+UNMEASURED = {"cpu": ("xla",)}
+
+
+def choose(geometry: Geometry, x: jax.Array, w: jax.Array, name: str | None) -> str:
+    """The implementation of this name, None for the fastest that can do it.
+
+    Raises NotImplementedError, with the reason, if the one named can't.
+    """
+    if name is None:
+        return next(name for name in (*_order(), "lax") if not refusal(geometry, x, w, name))
+    if reason := refusal(geometry, x, w, name):
+        raise NotImplementedError(f"implementation={name!r} {reason}")
+    return name
+
+
+def _order():
+    return UNMEASURED.get(target.device()[0], ("lax",))
+
+
+def refusal(geometry: Geometry, x: jax.Array, w: jax.Array, name: str) -> str | None:
+    """Why an implementation can't do what is asked on the machine at hand, None if it can."""
+    platform, needed = target.device()[0], PLATFORMS.get(name)
+    if needed not in (None, platform) and target.interpreter() is None:
+        return f"runs on {needed}, and this is {platform}"
+    return module(name).refuses(geometry, x, w)
+
+
+def module(name: str) -> Any:
+    """The module of an implementation."""
+    return importlib.import_module(f"kernels.convolution.{name}")  # Pallas takes a while to import
+
+
+def vectorizes(name: str, geometry: Geometry) -> bool:
+    """Whether it takes batched weights by `jax.vmap`: what is elementwise and no product of matrices."""
+    return name == "xla" and geometry.groups > 1

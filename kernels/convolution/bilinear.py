@@ -1,0 +1,103 @@
+"""Convolution and its gradients as three bilinear primitives, for every implementation.
+
+With the inner product <dy, x * w> of an output's cotangent and a convolution, a form linear in x, w and dy:
+
+    y  = x * w                  forward(x, w)
+    dx = d<dy, x * w> / dx      input_gradient(dy, w)
+    dw = d<dy, x * w> / dw      weight_gradient(x, dy)
+
+Each is linear in both operands, and its two derivatives are the other two: so derivatives of every order, forward and
+reverse, stay among the three. They are primitives because of what JAX makes of a convolution's gradient and of a `vmap`
+over its weights: layouts and groups that XLA computes slowly on every platform.
+"""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from kernels.convolution import backends
+from kernels.convolution.windows import Geometry, Pair
+from kernels.meshes import varying
+
+
+def forward(implementation: str, geometry: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x (N, H, W, C), w (kh, kw, C / groups, K) -> y (N, H', W', K)."""
+    return forward_p.bind(*varying((x, w)), implementation=implementation, geometry=geometry)
+
+
+def input_gradient(implementation: str, geometry: Geometry, dy: jax.Array, w: jax.Array, size: Pair) -> jax.Array:
+    """dy (N, H', W', K), w (kh, kw, C / groups, K) -> dx (N, *size, C)."""
+    return input_gradient_p.bind(*varying((dy, w)), implementation=implementation, geometry=geometry, size=size)
+
+
+def weight_gradient(implementation: str, geometry: Geometry, x: jax.Array, dy: jax.Array, kernel: Pair) -> jax.Array:
+    """x (N, H, W, C), dy (N, H', W', K) -> dw (*kernel, C / groups, K)."""
+    return weight_gradient_p.bind(*varying((x, dy)), implementation=implementation, geometry=geometry, kernel=kernel)
+
+
+def _forward(x, w, *, implementation, geometry):
+    return backends.module(implementation).forward(geometry, x, w)
+
+
+def _input_gradient(dy, w, *, implementation, geometry, size):
+    return backends.module(implementation).input_gradient(geometry, dy, w, size)
+
+
+def _weight_gradient(x, dy, *, implementation, geometry, kernel):
+    return backends.module(implementation).weight_gradient(geometry, x, dy, kernel)
+
+
+def _primitive(function, shape):
+    primitive = Primitive(f"convolution{function.__name__}")
+    primitive.def_impl(jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs))
+    primitive.def_abstract_eval(
+        lambda a, b, implementation, **static: a.update(shape=shape(a.shape, b.shape, **static))
+    )
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    return primitive
+
+
+forward_p = _primitive(_forward, lambda x, w, geometry: (x[0], *geometry.output(x[1:3], w[:2]), w[3]))
+input_gradient_p = _primitive(_input_gradient, lambda dy, w, geometry, size: (dy[0], *size, w[2] * geometry.groups))
+weight_gradient_p = _primitive(
+    _weight_gradient, lambda x, dy, geometry, kernel: (*kernel, x[3] // geometry.groups, dy[3])
+)
+
+# A transposition rule gets the result's cotangent, then the operands; the one asked for is known by its `aval` only.
+ad.defbilinear(
+    forward_p,
+    lambda dy, x, w, **static: input_gradient_p.bind(dy, w, size=x.aval.shape[1:3], **static),
+    lambda dy, x, w, **static: weight_gradient_p.bind(x, dy, kernel=w.aval.shape[:2], **static),
+)
+ad.defbilinear(
+    input_gradient_p,
+    lambda dx, dy, w, size, **static: forward_p.bind(dx, w, **static),
+    lambda dx, dy, w, size, **static: weight_gradient_p.bind(dx, dy, kernel=w.aval.shape[:2], **static),
+)
+ad.defbilinear(
+    weight_gradient_p,
+    lambda dw, x, dy, kernel, **static: input_gradient_p.bind(dy, dw, size=x.aval.shape[1:3], **static),
+    lambda dw, x, dy, kernel, **static: forward_p.bind(x, dw, **static),
+)
+
+
+def _batch(primitive, function, operands, axes, *, implementation, geometry, **static):
+    """More images where only they are batched; else one convolution after the other, if it is not elementwise."""
+    static |= {"implementation": implementation, "geometry": geometry}
+    if primitive is not weight_gradient_p and axes[1] is None:
+        images = jnp.moveaxis(operands[0], axes[0], 0)
+        y = primitive.bind(images.reshape(-1, *images.shape[2:]), operands[1], **static)
+        return y.reshape(*images.shape[:2], *y.shape[1:]), 0
+    if backends.vectorizes(implementation, geometry):
+        return jax.vmap(functools.partial(function, **static), in_axes=axes)(*operands), 0
+    mapped = {i: jnp.moveaxis(operands[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
+    return lax.map(lambda m: primitive.bind(*(m.get(i, operands[i]) for i in range(2)), **static), mapped), 0
+
+
+for _p, _f in ((forward_p, _forward), (input_gradient_p, _input_gradient), (weight_gradient_p, _weight_gradient)):
+    batching.primitive_batchers[_p] = functools.partial(_batch, _p, _f)
