@@ -96,7 +96,16 @@ def _batch(primitive, function, operands, axes, *, implementation, geometry, **s
     if backends.vectorizes(implementation, geometry):
         return jax.vmap(functools.partial(function, **static), in_axes=axes)(*operands), 0
     mapped = {i: jnp.moveaxis(operands[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
-    return lax.map(lambda m: primitive.bind(*(m.get(i, operands[i]) for i in range(2)), **static), mapped), 0
+
+    def one(turn, mapped):
+        operands_here = (mapped.get(i, operands[i]) for i in range(2))
+        whole = functools.partial(primitive.bind, **static)
+        return lax.cond(
+            turn >= 0, whole, lambda *a: jnp.zeros(jax.eval_shape(whole, *a).shape, a[0].dtype), *operands_here
+        )
+
+    turns = jnp.arange(next(iter(mapped.values())).shape[0], dtype=jnp.int32)
+    return lax.map(lambda given: one(*given), (turns, mapped)), 0
 
 
 for _p, _f in ((forward_p, _forward), (input_gradient_p, _input_gradient), (weight_gradient_p, _weight_gradient)):

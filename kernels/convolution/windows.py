@@ -96,7 +96,19 @@ def taps(x: jax.Array, kernel: Pair, geometry: Geometry, fill: float = 0.0) -> I
     """For each position (i, j) in the window, what of x (N, H, W, ...) the outputs see there, (N, H', W', ...)."""
     (sh, sw), padding, (dh, dw), _ = geometry
     height, width = geometry.output(x.shape[1:3], kernel)
-    x = jnp.pad(x, ((0, 0), *padding, *((0, 0),) * (x.ndim - 3)), constant_values=fill)
+    x = pad(x, padding, fill)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             yield (i, j), x[:, dh * i :, dw * j :][:, : sh * (height - 1) + 1 : sh, : sw * (width - 1) + 1 : sw]
+
+
+def pad(x: jax.Array, sides: Sequence[Sequence[int]], fill: float = 0.0) -> jax.Array:
+    """x (N, H, W, ...) with more rows and columns, fewer where a side is negative.
+
+    It is computed before its parts are used: within a loop over all of them, every element would be asked whether it is
+    padding.
+    """
+    if not any(map(any, sides)):
+        return x
+    sides = ((0, 0, 0), *((*side, 0) for side in sides), *((0, 0, 0),) * (x.ndim - 3))
+    return jax.lax.optimization_barrier(jax.lax.pad(x, jnp.asarray(fill, x.dtype), sides))

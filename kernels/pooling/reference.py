@@ -1,9 +1,9 @@
-"""Pooling as it is written down: every window's values, and their first maximum or their mean."""
+"""Pooling as it is written down: every window's values, and their first maximum or their sum."""
 
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.windows import Geometry, Pair, taps
+from kernels.convolution.windows import Geometry, Pair, taps, wide
 
 
 def max_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
@@ -12,9 +12,9 @@ def max_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
     return jnp.take_along_axis(values, values.argmax(0, keepdims=True), axis=0)[0]
 
 
-def average_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
-    """y = the mean over each window."""
-    return _values(x, window, geometry, 0.0).mean(0, dtype=jnp.float32).astype(x.dtype)
+def sum_pool(x: jax.Array, window: Pair, geometry: Geometry, scale: float) -> jax.Array:
+    """y = scale times the sum over each window."""
+    return (scale * _values(x, window, geometry, 0.0).sum(0, dtype=wide(x.dtype))).astype(x.dtype)
 
 
 def _values(x, window, geometry, fill):

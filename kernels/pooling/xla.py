@@ -6,18 +6,21 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.windows import Geometry, Pair, taps
+from kernels.convolution.windows import Geometry, Pair, taps, wide
 
 
 def max_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
     """As reference.max_pool."""
-    return _pool(lambda first, second: jnp.where(first >= second, first, second), x, window, geometry, -jnp.inf)
+    return _pool(_first_maximum, x, window, geometry, -jnp.inf)
 
 
-def average_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
-    """As reference.average_pool."""
-    total = _pool(operator.add, x.astype(jnp.float32), window, geometry, 0.0)
-    return (total / (window[0] * window[1])).astype(x.dtype)
+def sum_pool(x: jax.Array, window: Pair, geometry: Geometry, scale: float) -> jax.Array:
+    """As reference.sum_pool."""
+    return (scale * _pool(operator.add, x.astype(wide(x.dtype)), window, geometry, 0.0)).astype(x.dtype)
+
+
+def _first_maximum(first, second):
+    return jnp.where((first >= second) | jnp.isnan(first), first, second)
 
 
 def _pool(combine, x, window, geometry, fill):

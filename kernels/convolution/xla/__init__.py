@@ -3,11 +3,17 @@
 All take and return float32 (or float64); the public function converts.
 """
 
+import math
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 
 from kernels.convolution.windows import Geometry, Pair
-from kernels.convolution.xla import depthwise, direct, point
+from kernels.convolution.xla import depthwise, direct, point, winograd
+
+WIDE = 128  # channels on both sides, from which the transformations cost less than they save
+BYTES = 1 << 29  # that the transformed images may take
 
 
 def refuses(geometry: Geometry, x: jax.Array, w: jax.Array) -> None:
@@ -17,27 +23,37 @@ def refuses(geometry: Geometry, x: jax.Array, w: jax.Array) -> None:
 def forward(geometry: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
     if _grouped(geometry, w.shape[2]):
         return _over_groups(lambda one, x, w: forward(one, x, w), geometry, x, w)
-    return form(geometry, w.shape).forward(geometry, x, w)
+    size = geometry.output(x.shape[1:3], w.shape[:2])
+    return form(geometry, x.shape[0], size, w.shape).forward(geometry, x, w)
 
 
 def input_gradient(geometry: Geometry, dy: jax.Array, w: jax.Array, size: Pair) -> jax.Array:
     if _grouped(geometry, w.shape[2]):
         return _over_groups(lambda one, dy, w: input_gradient(one, dy, w, size), geometry, dy, w)
-    return form(geometry, w.shape).input_gradient(geometry, dy, w, size)
+    return form(geometry, dy.shape[0], dy.shape[1:3], w.shape).input_gradient(geometry, dy, w, size)
 
 
 def weight_gradient(geometry: Geometry, x: jax.Array, dy: jax.Array, kernel: Pair) -> jax.Array:
     channels = x.shape[3] // geometry.groups
     if _grouped(geometry, channels):
         return _over_groups(lambda one, x, dy: weight_gradient(one, x, dy, kernel), geometry, x, dy)
-    return form(geometry, (*kernel, channels, dy.shape[3])).weight_gradient(geometry, x, dy, kernel)
+    w = (*kernel, channels, dy.shape[3])
+    chosen = form(geometry, dy.shape[0], dy.shape[1:3], w)
+    # Its products are of transposed matrices, which XLA's library computes at half the speed.
+    chosen = direct if chosen is winograd and min(w[2:]) < 2 * WIDE else chosen
+    return chosen.weight_gradient(geometry, x, dy, kernel)
 
 
-def form(geometry: Geometry, w: tuple[int, ...]):
-    """The module whose functions compute this."""
-    if geometry.groups > 1:
+def form(geometry: Geometry, images: int, size: Pair, w: tuple[int, ...]) -> ModuleType:
+    """The module whose functions compute it, for outputs (images, *size, K) and a kernel (kh, kw, C / groups, K)."""
+    strides, _, dilation, groups = geometry
+    if groups > 1:
         return depthwise
-    return point if w[:2] == (1, 1) else direct
+    if w[:2] == (1, 1):
+        return point
+    plain = w[:2] == (3, 3) and strides == dilation == (1, 1)
+    fits = images * math.prod(size) * (w[2] + w[3]) * 4 * winograd.TILE**2 <= BYTES * winograd.M**2
+    return winograd if plain and fits and min(w[2:]) >= WIDE and min(size) >= winograd.M - 1 else direct
 
 
 def _grouped(geometry, channels):

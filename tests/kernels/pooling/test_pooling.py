@@ -16,7 +16,7 @@ CASES = [
     ((1, 6, 6, 2), 3, 1, ((0, 1), (1, 0))),
     ((1, 5, 5, 1), 5, None, "VALID"),
 ]
-KINDS = ["max_pool", "average_pool"]
+KINDS = {"max_pool": np.max, "average_pool": np.mean, "sum_pool": np.sum}
 
 
 def formula(kind, x, window, strides, padding):
@@ -26,7 +26,7 @@ def formula(kind, x, window, strides, padding):
     pads = geometry(x.shape[1:3], window, strides, padding).padding
     x = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)), constant_values=-np.inf if kind == "max_pool" else 0)
     view = np.lib.stride_tricks.sliding_window_view(x, window, axis=(1, 2))[:, :: strides[0], :: strides[1]]
-    return (view.max if kind == "max_pool" else view.mean)(axis=(-2, -1))
+    return KINDS[kind](view, axis=(-2, -1))
 
 
 @pytest.mark.parametrize("shape, window, strides, padding", CASES)
@@ -53,7 +53,7 @@ def test_gradients(kind, ties, shape, window, strides, padding, key):
         for name in ("xla", "reference")
     )
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert np.isclose(one.sum(), dy.sum(), rtol=1e-3) or kind == "average_pool"
+    assert np.isclose(one.sum(), dy.sum(), rtol=1e-3) or kind != "max_pool"
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
@@ -96,13 +96,46 @@ def test_bfloat16(key):
         y = getattr(pooling, kind)(x, 3, 2)
         assert y.dtype == jnp.bfloat16
         np.testing.assert_allclose(
-            y.astype(jnp.float32), formula(kind, x.astype(jnp.float32), 3, 2, "VALID"), atol=1e-2
+            y.astype(jnp.float32), formula(kind, x.astype(jnp.float32), 3, 2, "VALID"), rtol=2**-9, atol=1e-6
         )
 
 
-def test_global_average(key):
+@pytest.mark.parametrize("kind", KINDS)
+def test_global_pools(kind, key):
     x = jax.random.normal(key, (2, 5, 4, 3))
-    np.testing.assert_allclose(pooling.global_average_pool(x), np.asarray(x, np.float64).mean((1, 2)), atol=1e-6)
+    pool = getattr(pooling, f"global_{kind}")
+    np.testing.assert_allclose(pool(x), KINDS[kind](np.asarray(x, np.float64), axis=(1, 2)), atol=1e-5)
+    whole = lambda x: getattr(pooling, kind)(x, (5, 4))[:, 0, 0]  # noqa: E731
+    x = jnp.round(x)  # with ties
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x) ** 2).sum())(x) for f in (pool, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_a_nan_is_the_maximum(implementation, key):
+    """Wherever it is in the window; and it has the gradient."""
+    x = jax.random.normal(key, (1, 8, 8, 1)).at[0, 2, 3, 0].set(jnp.nan)
+    pool = lambda x: pooling.max_pool(x, 3, 1, "VALID", implementation)  # noqa: E731
+    y, pull = jax.vjp(pool, x)
+    seen = np.zeros((6, 6), bool)
+    seen[:3, 1:4] = True
+    np.testing.assert_array_equal(np.isnan(y[0, ..., 0]), seen)
+    assert pull(jnp.ones_like(y))[0][0, 2, 3, 0] == 9
+
+
+def test_float64(key):
+    with jax.enable_x64(True):
+        x = jax.random.normal(key, (2, 7, 6, 3), jnp.float64)
+        for kind in KINDS:
+            np.testing.assert_allclose(
+                getattr(pooling, kind)(x, 3, 2), formula(kind, x, 3, 2, "VALID"), rtol=1e-13, atol=1e-15
+            )
+
+
+@pytest.mark.parametrize("name, needed", [("tpu", "tpu"), ("hopper", "cuda")])
+def test_kernels_elsewhere(name, needed):
+    with pytest.raises(NotImplementedError, match=f"implementation='{name}' runs on {needed}, and this is cpu"):
+        pooling.max_pool(jnp.ones((1, 4, 4, 1)), 2, implementation=name)
 
 
 @pytest.mark.parametrize(
