@@ -1,10 +1,11 @@
 """Convolution of channels-last images, fast in every loop, gradient and `vmap`; transposed, depthwise, causal ones."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 
-from kernels.convolution import backends, fused
+from kernels.convolution import backends, fused, partition
 from kernels.convolution.epilogue import Epilogue
 from kernels.convolution.windows import DTYPES, Padding, pair
 from kernels.convolution.windows import geometry as resolve
@@ -66,7 +67,9 @@ def convolution(
     geometry = resolve(x.shape[1:3], w.shape[:2], strides, padding, dilation, groups)
     follow = Epilogue(bias, scale, shift, residual, activation)
     follow.check(x.dtype, (x.shape[0], *geometry.output(x.shape[1:3], w.shape[:2]), w.shape[3]))
-    return fused.convolution(backends.choose(geometry, x, w, implementation), geometry, x, w, follow)
+    name = backends.choose(geometry, x, w, implementation)
+    run = functools.partial(fused.convolution, name, geometry)
+    return partition.explicit(run, x, w, follow, groups)
 
 
 def convolution_transpose(
@@ -114,7 +117,8 @@ def convolution_transpose(
     # Of the convolution that brings K channels back to C.
     back = w.reshape(*w.shape[:3], groups, -1).transpose(0, 1, 4, 3, 2).reshape(*w.shape[:2], -1, x.shape[3])
     name = backends.choose(geometry, jax.ShapeDtypeStruct(shape, x.dtype), back, implementation)
-    return fused.transposed(name, geometry, x, back, size, follow)
+    run = lambda x, back, follow: fused.transposed(name, geometry, x, back, size, follow)  # noqa: E731
+    return partition.explicit(run, x, back, follow, groups=2)  # whose last axis is not the output's
 
 
 def depthwise_convolution(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, **options) -> jax.Array:

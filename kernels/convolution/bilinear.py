@@ -17,10 +17,11 @@ import inspect
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax._src import dispatch
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kernels.convolution import backends
+from kernels.convolution import backends, partition
 from kernels.convolution.windows import Geometry, Pair
 from kernels.meshes import varying
 
@@ -41,15 +42,23 @@ def weight_gradient(implementation: str, geometry: Geometry, x: jax.Array, dy: j
 
 
 def _forward(x, w, *, implementation, geometry):
-    return backends.module(implementation).forward(geometry, x, w)
+    function = functools.partial(backends.module(implementation).forward, geometry)
+    return partition.call(implementation, function, f"n h w c, i j e {_k(geometry)} -> n p q {_k(geometry)}", x, w)
 
 
 def _input_gradient(dy, w, *, implementation, geometry, size):
-    return backends.module(implementation).input_gradient(geometry, dy, w, size)
+    function = lambda dy, w: backends.module(implementation).input_gradient(geometry, dy, w, size)  # noqa: E731
+    return partition.call(implementation, function, "n p q m, i j e m -> n h w c", dy, w)
 
 
 def _weight_gradient(x, dy, *, implementation, geometry, kernel):
-    return backends.module(implementation).weight_gradient(geometry, x, dy, kernel)
+    function = lambda x, dy: backends.module(implementation).weight_gradient(geometry, x, dy, kernel)  # noqa: E731
+    return partition.call(implementation, function, f"n h w c, n p q {_k(geometry)} -> i j e {_k(geometry)}", x, dy)
+
+
+def _k(geometry):
+    """The name of the output channels, by which `partition` divides them, or does not: in groups."""
+    return "k" if geometry.groups == 1 else "m"
 
 
 def _primitive(function, shape):
@@ -58,6 +67,7 @@ def _primitive(function, shape):
     primitive.def_abstract_eval(
         lambda a, b, implementation, **static: a.update(shape=shape(a.shape, b.shape, **static))
     )
+    dispatch.prim_requires_devices_during_lowering.add(primitive)  # as custom_partitioning does, which is within
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     return primitive
 

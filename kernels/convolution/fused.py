@@ -8,7 +8,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
-from kernels.convolution import backends, bilinear
+from kernels.convolution import backends, bilinear, partition
 from kernels.convolution.epilogue import SLOPES, Epilogue
 from kernels.convolution.windows import Geometry, Pair, wide
 from kernels.meshes import varying
@@ -42,7 +42,10 @@ def _fused(name, geometry, activation, x, w, arrays):
 
     @custom_vmap
     def run(x, w, arrays):
-        return backends.module(name).forward(geometry, x, w, Epilogue(*arrays, activation))
+        whole = backends.module(name).forward
+        function = lambda x, w, *arrays: whole(geometry, x, w, Epilogue(*arrays, activation))  # noqa: E731
+        rule = "n h w c, i j e k, k, k, k, n p q k -> n p q k"
+        return partition.call(name, function, rule if geometry.groups == 1 else rule.replace("k", "m"), x, w, *arrays)
 
     @run.def_vmap
     def one_after_the_other(_, batched, *operands):

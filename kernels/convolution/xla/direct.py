@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.convolution.windows import Geometry, Pair, Pairs
+from kernels.meshes import varying
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CHUNK_BYTES = 1 << 19  # of x and dy together: while contracted, they stay in a core's second-level cache
@@ -135,7 +136,8 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
         groups = (a[: images - rest].reshape(chunk, -1, *a.shape[1:]) for a in (x, dy))  # (n, G, ...)
         return dw + contract(*(lax.dynamic_index_in_dim(a, i, axis=1, keepdims=False) for a in groups))
 
-    dw = lax.fori_loop(0, images // chunk, add, jnp.zeros((1, kernel[0], columns * channels, features), x.dtype))
+    dw, *_ = varying((jnp.zeros((1, kernel[0], columns * channels, features), x.dtype), x, dy))
+    dw = lax.fori_loop(0, images // chunk, add, dw)
     if rest:
         dw = dw + contract(x[-rest:], dy[-rest:])
     return dw.reshape(kernel[0], columns, channels, features)[:, :: dilation[1]]

@@ -1,0 +1,95 @@
+"""The forms for a CPU, each against the formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.convolution import reference
+from kernels.convolution.networks import resnet18
+from kernels.convolution.windows import geometry
+from kernels.convolution.xla import depthwise, direct, form, phases, point, winograd
+
+# Float32's rounding, and what Winograd's points lose of it.
+BOUNDS = {direct: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6}
+
+
+def draw(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def check(module, x, w, strides=1, padding="SAME", dilation=1, groups=1):
+    """Values and both gradients."""
+    window = geometry(x[1:3], w[:2], strides, padding, dilation, groups)
+    output = (x[0], *window.output(x[1:3], w[:2]), w[3])
+    x, w, dy = (draw(seed, shape) for seed, shape in enumerate((x, w, output)))
+    found = (
+        module.forward(window, x, w),
+        module.input_gradient(window, dy, w, x.shape[1:3]),
+        module.weight_gradient(window, x, dy, w.shape[:2]),
+    )
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, w, dy)]
+        y, pull = jax.vjp(lambda x, w: reference.forward(window, x, w), *wide[:2])
+        wanted = [np.asarray(a) for a in (y, *pull(wide[2]))]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == jnp.float32
+        assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= BOUNDS[module] * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (5, 7), (6, 3), (1, 1), (13, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 2, ((0, 1), (3, 0)), 5])
+def test_winograd(size, padding):
+    """Tiles that are whole and tiles that are not."""
+    if padding == "VALID" and min(size) < 3:
+        pytest.skip("there is no output")
+    padding = ((2, 1), (1, 3)) if padding == ((0, 1), (3, 0)) and min(size) < 3 else padding
+    check(winograd, (2, *size, 20), (3, 3, 20, 18), padding=padding)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_every_geometry(data):
+    """Whatever the size, kernel, stride, padding and dilation of each axis: padding beyond the reach too."""
+    number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    kernel, strides, dilation = ((number(1, 3), number(1, 3)) for _ in range(3))
+    padding = tuple((number(0, 3), number(0, 3)) for _ in range(2))
+    size = tuple(number(max(d * (k - 1) + 1 - sum(p), 1), 9) for d, k, p in zip(dilation, kernel, padding, strict=True))
+    module = data.draw(st.sampled_from([direct, depthwise]))
+    groups, w = (6, (*kernel, 1, 12)) if module is depthwise else (1, (*kernel, 17, 18))
+    check(module, (number(1, 3), *size, 6 if groups > 1 else 17), w, strides, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("strides", [1, 2, (3, 1)])
+@pytest.mark.parametrize("padding", ["SAME", 1, ((2, 0), (0, 3))])
+def test_one_tap(strides, padding):
+    check(point, (2, 7, 6, 5), (1, 1, 5, 4), strides, padding)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 17])
+def test_sums_of_any_length(rows):
+    """More and fewer terms than are added up in one loop."""
+    check(depthwise, (3, rows, 40, 4), (1, 1, 1, 4), groups=4)
+
+
+def test_what_is_computed_how():
+    """By the shape alone: Winograd's for wide 3x3 layers without a stride, if its tiles fit."""
+    names = {}
+    for layer in resnet18():
+        x, w = layer.shapes(32)
+        window = geometry(x[1:3], w[:2], layer.strides, layer.padding)
+        names[str(layer)] = form(window, 32, window.output(x[1:3], w[:2]), w).__name__.rsplit(".", 1)[-1]
+    assert names["16² 128→128 3×3"] == names["4² 512→512 3×3"] == "winograd"
+    assert names["32² 3→64 3×3"] == names["16² 128→256 3×3 /2"] == "direct" and names["8² 256→512 1×1 /2"] == "point"
+    window = geometry((224, 224), (3, 3), 1, "SAME")
+    assert form(window, 32, (224, 224), (3, 3, 128, 128)) is direct
+    assert form(window._replace(groups=8), 1, (224, 224), (3, 3, 1, 8)) is depthwise
+
+
+def test_phases_of_a_stride_beyond_the_kernel():
+    """Some inputs that no window sees."""
+    window = geometry((7, 7), (1, 2), 3, "VALID")
+    views = list(phases.views(window, jnp.ones((1, 3, 2, 1)), (1, 2), (7, 7)))
+    assert [len(v) for v in views] == [1, 1, 0, 0, 0, 0, 0, 0, 0]
