@@ -1,13 +1,16 @@
 """The measured table: our kernels against XLA's, cuDNN's and PyTorch's, contenders taking turns in one run.
 
-    python -m kernels.bench attention [--save]
+    python -m kernels.bench attention|convolution [--save]
 
-A figure is the median over turns; a turn runs one contender for about half a second. Fresh random data every time.
-`--save` writes kernels/results/attention_<platform>.json, by which `attention` chooses among its implementations.
+A figure is the median over turns; a turn runs one contender for a while. Fresh random data every time.
+`--save` writes kernels/results/attention_<platform>.json, by which `attention` chooses among its
+implementations.
 """
 
 import argparse
+import contextlib
 import datetime
+import importlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -16,17 +19,19 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from kernels import memory
+
 RESULTS = Path(__file__).parent / "results"
-TURNS, SECONDS = 5, 0.5
+TURNS, SECONDS, SLOW = 5, 0.5, 2.0
 PACKAGES = ("jax", "jaxlib", "torch", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "tokamax")
 
 
-def turn(run: Callable[[], None]) -> float:
-    """Median seconds of a call."""
-    times, end = [], time.perf_counter() + SECONDS
+def turn(run: Callable[[], None], seconds: float) -> float:
+    """Median seconds of a call, of those that fit this time."""
+    times, end = [], time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         run()
@@ -41,39 +46,62 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def work(connection, make: Callable[[], Callable[[], None]]) -> None:
-    """A process that runs a contender whenever it is told to, and sends the seconds of a call."""
+def work(connection) -> None:
+    """A process that builds a contender when it is sent one, and runs it whenever it is told to."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    run = make()
-    run()
-    connection.send(peak_memory())
-    while connection.recv():
-        connection.send(turn(run))
+    memory.keep()
+    while make := connection.recv():
+        run = make()
+        start = time.perf_counter()
+        run()
+        connection.send((peak_memory(), time.perf_counter() - start))
+        while seconds := connection.recv():
+            connection.send(turn(run, seconds))
 
 
-def in_processes(contenders: dict[str, Callable]) -> dict[str, tuple[float, int]]:
-    """Median seconds and peak bytes of each contender, each in a process of its own so that their threads do not meet.
+@contextlib.contextmanager
+def processes(
+    names: Iterable[str], seconds: float = SECONDS
+) -> Iterator[Callable[[dict[str, Callable]], dict[str, tuple[float, int]]]]:
+    """A process for each name, so that the contenders' threads do not meet; yields a function that measures some.
 
-    contenders: a function, which can be pickled, that returns what to time.
+    It takes {name: a function, which can be pickled, that returns what to time}, and gives of each the median seconds
+    and the peak bytes of its process. What takes longer than SLOW at the first call is not called again.
     """
     context = multiprocessing.get_context("spawn")
     pipes, children = {}, []
-    for name, make in contenders.items():
+    for name in names:
         pipes[name], there = context.Pipe()
-        children.append(context.Process(target=work, args=(there, make)))
+        children.append(context.Process(target=work, args=(there,), daemon=True))
         children[-1].start()
         there.close()
-    memory = {name: pipe.recv() for name, pipe in pipes.items()}
-    times = {name: [] for name in contenders}
-    for _ in range(TURNS):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            times[name].append(pipe.recv())
+
+    def measure(contenders):
+        peak, times = {}, {}
+        for name, make in contenders.items():  # one after the other: while one is built, none is timed
+            pipes[name].send(make)
+            peak[name], first = pipes[name].recv()
+            times[name] = [first] if first > SLOW else []
+        quick = [name for name, taken in times.items() if not taken]
+        for _ in range(TURNS):
+            for name in quick:
+                pipes[name].send(seconds)
+                times[name].append(pipes[name].recv())
+        for name in contenders:
+            pipes[name].send(0)
+        return {name: (statistics.median(times[name]), peak[name]) for name in contenders}
+
+    yield measure
     for pipe in pipes.values():
-        pipe.send(False)
+        pipe.send(None)
     for child in children:
         child.join()
-    return {name: (statistics.median(times[name]), memory[name]) for name in contenders}
+
+
+def in_processes(contenders: dict[str, Callable]) -> dict[str, tuple[float, int]]:
+    """Median seconds and peak bytes of each contender, each in a new process of its own."""
+    with processes(contenders) as measure:
+        return measure(contenders)
 
 
 def in_turns(contenders: dict[str, Callable]) -> dict[str, float | str]:
@@ -89,7 +117,7 @@ def in_turns(contenders: dict[str, Callable]) -> dict[str, float | str]:
     times = {name: [] for name in runs}
     for _ in range(TURNS):
         for name, run in runs.items():
-            times[name].append(turn(run))
+            times[name].append(turn(run, SECONDS))
     return found | {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -120,12 +148,12 @@ def _version(name):
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("kernel", choices=["attention"])
+    parser.add_argument("kernel", choices=["attention", "convolution"])
     parser.add_argument("--save", action="store_true", help="write the figures to kernels/results/")
     asked = parser.parse_args(arguments)
     from kernels import target
-    from kernels.attention import benchmark
 
+    benchmark = importlib.import_module(f"kernels.{asked.kernel}.benchmark")
     kind = target.device()[0]
     rows = benchmark.on_cpu() if kind == "cpu" else benchmark.on_gpu()
     if asked.save:

@@ -3,12 +3,12 @@
 import functools
 import importlib.util
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from kernels import bench
@@ -17,6 +17,7 @@ from kernels.convolution.networks import Layer, depthwise, mobilenet, resnet18
 from kernels.pooling import average_pool, max_pool
 
 IMAGES, STEPS, RUNS = 32, 20, 8  # on a CPU
+SECONDS = 0.2  # of a turn
 MODES = {"call": "a call", "scan": f"in a scan of {STEPS}", "vmap": f"vmapped over {RUNS} weights"}
 
 
@@ -28,6 +29,7 @@ class Pool(NamedTuple):
     channels: int
     window: int
     strides: int
+    padding: str = "SAME"
 
     def __str__(self):
         stride = f" /{self.strides}" if self.strides != self.window else ""
@@ -102,42 +104,38 @@ def timed(function: Callable, case: Layer | Pool, mode: str) -> Callable[[], Non
 
 
 def pytorch(case: Layer | Pool, mode: str, layout: str) -> Callable[[], None]:
-    """The same in PyTorch; layout: 'contiguous' or 'channels_last'. Of 8 runs one after the other, or by its vmap."""
+    """The same in PyTorch, padded on both sides alike; layout: 'contiguous' or 'channels_last'.
+
+    Of several runs one after the other, or with 'contiguous vmap' by its vmap.
+    """
     import torch
     from torch.nn import functional
 
     layout, _, how = layout.partition(" ")
+    reach = case.window - 1 if isinstance(case, Pool) else case.dilation * (case.kernel - 1)
+    pad = (case.kernel - case.strides) // 2 if getattr(case, "transposed", False) else reach // 2
+    sides = {"stride": case.strides, "padding": pad}
 
-    def function(x, w=None):
-        if isinstance(case, Pool):  # padded alike: with 'SAME', one row at the end where windows overlap
-            x = (
-                functional.pad(x, (0, 1, 0, 1), value=-math.inf if case.kind == "max" else 0.0)
-                if case.window > 2
-                else x
+    def function(*given):
+        if isinstance(case, Pool):
+            return (functional.max_pool2d if case.kind == "max" else functional.avg_pool2d)(
+                *given, case.window, **sides
             )
-            pool = functional.max_pool2d if case.kind == "max" else functional.avg_pool2d
-            return pool(x, case.window, case.strides)
         if case.transposed:
-            return functional.conv_transpose2d(x, w, stride=case.strides, padding=(case.kernel - case.strides) // 2)
-        before, after = side(case)
-        x = x if before == after else functional.pad(x, (before, after, before, after))
-        sides = {"padding": before if before == after else 0, "dilation": case.dilation, "groups": case.groups}
-        return functional.conv2d(x, w, stride=case.strides, **sides)
+            return functional.conv_transpose2d(*given, **sides)
+        return functional.conv2d(*given, dilation=case.dilation, groups=case.groups, **sides)
 
-    def make(shape, kernel):
-        n, h, w, c = shape
-        shape = (n, c, h, w) if not kernel else (c, w, h, n) if case.transposed else (w, c, h, n)
-        if kernel and not case.transposed:
-            shape = (case.features, case.channels // case.groups, case.kernel, case.kernel)
-        if kernel and case.transposed:
-            shape = (case.channels, case.features, case.kernel, case.kernel)
-        x = torch.randn(shape) / (math.sqrt(math.prod(shape[1:])) if kernel else 1)
-        x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
-        return x.requires_grad_()
+    def make():
+        images, size, _, channels = shapes(case)[0]
+        made = [torch.randn(images, channels, size, size)]
+        if not isinstance(case, Pool):
+            outer, inner = case.features, case.channels // case.groups
+            kernel = torch.randn(*((inner, outer) if case.transposed else (outer, inner)), case.kernel, case.kernel)
+            made.append(kernel / math.sqrt(inner * case.kernel**2))
+        form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        return [x.to(memory_format=form).requires_grad_() for x in made]
 
-    runs = [
-        [make(shape, bool(i)) for i, shape in enumerate(shapes(case))] for _ in range(RUNS if mode == "vmap" else 1)
-    ]
+    runs = [make() for _ in range(RUNS if mode == "vmap" else 1)]
 
     def gradients(given):
         y = function(*given)
@@ -151,21 +149,69 @@ def pytorch(case: Layer | Pool, mode: str, layout: str) -> Callable[[], None]:
                     x.add_(d, alpha=-1e-6)
 
     if how == "vmap":
-        stacked = [torch.stack([run[i].detach() for run in runs]) for i in range(len(runs[0]))]
+        stacked = [torch.stack([x.detach() for x in each]) for each in zip(*runs, strict=True)]
 
         def one(*given):
             y, pull = torch.func.vjp(function, *given)
             return pull(y)
 
         return lambda: torch.func.vmap(one)(*stacked)
-    if mode == "scan":
-        return lambda: steps(runs[0])
-    return lambda: [gradients(given) for given in runs]
+    return (lambda: steps(runs[0])) if mode == "scan" else lambda: [gradients(given) for given in runs]
 
 
-def side(case: Layer) -> tuple[int, int]:
-    """Rows of padding before and after, of 'SAME'."""
-    total = max(
-        (-(-case.size // case.strides) - 1) * case.strides + case.dilation * (case.kernel - 1) + 1 - case.size, 0
-    )
-    return total // 2, total - total // 2
+def contenders(case: Layer | Pool, mode: str) -> dict[str, Callable]:
+    """What to time, by name."""
+    found = {"ours": functools.partial(ours, case, mode), "Flax": functools.partial(plain, case, mode)}
+    if importlib.util.find_spec("torch"):
+        for layout in ("contiguous", "channels_last", *["contiguous vmap"] * (mode == "vmap")):
+            found[f"PyTorch {layout}"] = functools.partial(pytorch, case, mode, layout)
+    return found
+
+
+def on_cpu() -> list[dict]:
+    """Forward and backward, against PyTorch in both layouts and plain Flax; prints the rows and what they come to."""
+    rows = []
+    with bench.processes(contenders(CASES["others"][0], "vmap"), SECONDS) as measure:
+        for network, cases in CASES.items():
+            for case in cases:
+                for mode in MODES:
+                    seconds = {name: taken for name, (taken, _) in measure(contenders(case, mode)).items()}
+                    rows.append({"network": network, "layer": str(case), "mode": mode, "seconds": seconds})
+                    each = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in seconds.items())
+                    print(f"{network} {case}, {MODES[mode]}, ms: {each}", flush=True)
+    print(table(rows))
+    return rows
+
+
+KINDS = {  # of layers, the first whose words are all in the layer's
+    "max pooling": ["max"],
+    "average pooling": ["average"],
+    "transposed 4x4": ["transposed"],
+    "depthwise 3x3": ["depthwise"],
+    "1x1": ["1×1"],
+    "3x3, stride 2": ["3×3", "/2"],
+    "3x3": ["3×3"],
+}
+
+
+def table(rows: list[dict]) -> str:
+    """Times as fast as PyTorch in its better layout, and as Flax: geometric means by kind of layer, and the least."""
+    lines = ["| over PyTorch, over Flax |" + "".join(f" {title} |" for title in MODES.values()), "|---|" + "---:|" * 3]
+    kind_of = lambda row: next(kind for kind, words in KINDS.items() if all(word in row["layer"] for word in words))  # noqa: E731
+    for kind in [*KINDS, "all", "the least"]:
+        cells = []
+        for mode in MODES:
+            chosen = [row for row in rows if row["mode"] == mode and (kind not in KINDS or kind_of(row) == kind)]
+            mean = min if kind == "the least" else statistics.geometric_mean
+            ratios = [_ratios(row["seconds"]) for row in chosen]
+            cells.append(
+                ", ".join(f"{mean(r):.2f}" if None not in r else "not measured" for r in zip(*ratios, strict=True))
+            )
+        lines.append(f"| {kind} |" + "".join(f" {cell} |" for cell in cells))
+    return "\n".join(lines)
+
+
+def _ratios(seconds):
+    """PyTorch's best over ours, and Flax's over ours."""
+    theirs = [taken for name, taken in seconds.items() if name.startswith("PyTorch")]
+    return (min(theirs) / seconds["ours"] if theirs else None), seconds["Flax"] / seconds["ours"]
