@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from kernels import target
-from kernels.convolution.windows import Geometry
+from kernels.convolution.windows import Geometry, Pair
 
 # Each is a module with four functions:
 #   refuses(geometry, x, w) -> str | None                why it can't do what is asked, if it can't
@@ -58,6 +58,6 @@ def module(name: str) -> Any:
     return importlib.import_module(f"kernels.convolution.{name}")  # Pallas takes a while to import
 
 
-def vectorizes(name: str, geometry: Geometry) -> bool:
-    """Whether it takes batched weights by `jax.vmap`: what is elementwise and no product of matrices."""
-    return name == "xla" and geometry.groups > 1
+def vectorizes(name: str, geometry: Geometry, kernel: Pair) -> bool:
+    """Whether it takes batched weights by `jax.vmap`: elementwise, or as one product of batches of matrices."""
+    return name == "xla" and (geometry.groups > 1 or kernel == (1, 1))

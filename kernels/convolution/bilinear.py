@@ -96,24 +96,25 @@ ad.defbilinear(
 )
 
 
-def _batch(primitive, function, operands, axes, *, implementation, geometry, **static):
-    """More images where only they are batched; else one convolution after the other, if it is not elementwise."""
-    static |= {"implementation": implementation, "geometry": geometry}
+def _batch(primitive, function, operands, axes, **static):
+    """More images where only they are batched; else products of batches, or one convolution after the other."""
+    first, second = (a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True))
     if primitive is not weight_gradient_p and axes[1] is None:
-        images = jnp.moveaxis(operands[0], axes[0], 0)
-        y = primitive.bind(images.reshape(-1, *images.shape[2:]), operands[1], **static)
-        return y.reshape(*images.shape[:2], *y.shape[1:]), 0
-    if backends.vectorizes(implementation, geometry):
-        return jax.vmap(functools.partial(function, **static), in_axes=axes)(*operands), 0
-    mapped = {i: jnp.moveaxis(operands[i], axis, 0) for i, axis in enumerate(axes) if axis is not None}
+        y = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **static)
+        return y.reshape(*first.shape[:2], *y.shape[1:]), 0
+    kernel = static.get("kernel", second.shape[-4:-2])
+    inside = [None if axis is None else 0 for axis in axes]
+    if backends.vectorizes(static["implementation"], static["geometry"], kernel):
+        return jax.vmap(functools.partial(function, **static), in_axes=inside)(first, second), 0
+    bind = functools.partial(primitive.bind, **static)
 
     def one(turn, mapped):
-        operands_here = (mapped.get(i, operands[i]) for i in range(2))
-        whole = functools.partial(primitive.bind, **static)
-        return lax.cond(
-            turn >= 0, whole, lambda *a: jnp.zeros(jax.eval_shape(whole, *a).shape, a[0].dtype), *operands_here
-        )
+        each = [mapped.get(i, a) for i, a in enumerate((first, second))]
+        # XLA fuses nothing across a condition: else the convolution's last step, with what puts it into the stack.
+        zeros = lambda *each: varying((jnp.zeros(jax.eval_shape(bind, *each).shape, first.dtype), *each))[0]  # noqa: E731
+        return lax.cond(turn >= 0, bind, zeros, *each)
 
+    mapped = {i: a for i, a in enumerate((first, second)) if axes[i] is not None}
     turns = jnp.arange(next(iter(mapped.values())).shape[0], dtype=jnp.int32)
     return lax.map(lambda given: one(*given), (turns, mapped)), 0
 
