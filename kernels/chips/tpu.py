@@ -1,6 +1,6 @@
 """Kernels compiled for TPUs that are not here: whether they fit, and the schedule that the compiler gives them.
 
-    python -m kernels.chips.tpu attention [--only='v5e bias.*'] [--schedule [--record]]
+    python -m kernels.chips.tpu attention|convolution|pooling [--only='v5e bias.*'] [--schedule [--record]]
 
 prints JSON: of each case its memory, or why it does not compile. With --schedule it compiles those cases alone of which
 schedules are kept, and prints these too; --record keeps them in `kernels/results`. It needs libtpu, installed or in the
@@ -154,8 +154,20 @@ def attention_cases() -> Iterator[tuple[str, str, Callable, tuple, tuple]]:
     yield "ring", "v5e", jax.grad(loss, argnums=(0, 1, 2)), (x, x, x), (None, "chip")
 
 
-CASES = {"attention": attention_cases}
-SCHEDULES = {"attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|v5e dropout|v5e segments)$"}
+def window_cases(subject: str) -> Iterator[tuple[str, str, Callable, tuple, tuple]]:
+    """Those of convolution or pooling."""
+    from kernels.chips import tpu_windows  # which imports JAX
+
+    return getattr(tpu_windows, subject)()
+
+
+CASES = {"attention": attention_cases} | {
+    subject: functools.partial(window_cases, subject) for subject in ("convolution", "pooling")
+}
+SCHEDULES = {  # not of pooling, which has no matrix products
+    "attention": "(causal bfloat16 128|v5e causal .* (64|128)|v5e full|v5e dropout|v5e segments)$",
+    "convolution": "v5e .*(64→64|128→128|256→256|512→512|64→256) .×. (/2 |depthwise )?bfloat16$",
+}
 
 
 def check(what: str, only: str | None, dump: str | None) -> dict:
@@ -180,6 +192,16 @@ def check(what: str, only: str | None, dump: str | None) -> dict:
     return {"libtpu": importlib.metadata.version("libtpu"), "cases": found}
 
 
+def recorded(subject: str) -> dict:
+    """What `--record` wrote: by versions of libtpu, then as the cases of `check`."""
+    path = _record(subject)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _record(subject):
+    return RESULTS / f"{subject}_tpu_schedule.json"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=CASES)
@@ -202,10 +224,10 @@ def main():
         found = check(options.subject, options.only, None)
     print(json.dumps(found, indent=1))
     if options.record:
-        path = RESULTS / f"{options.subject}_tpu_schedule.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
         RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(known | {found["libtpu"]: found["cases"]}, indent=1, sort_keys=True) + "\n")
+        known = recorded(options.subject) | {found["libtpu"]: found["cases"]}
+        text = json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False)
+        _record(options.subject).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

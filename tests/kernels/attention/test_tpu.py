@@ -1,11 +1,6 @@
-"""The TPU's kernels in Pallas's interpreter, which looks for races and for reads of what was never written; and
-compiled for TPUs that are not here.
-"""
+"""The TPU's kernels in Pallas's interpreter, which looks for races and for reads of what was never written."""
 
 import functools
-import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +14,6 @@ from kernels import target
 from kernels.attention import attention, backends, masks
 from kernels.attention.request import Arrays, Request
 from kernels.attention.tpu import plan
-from kernels.chips import tpu as chips
 from tests.kernels.attention.cases import (
     BANDS,
     BOUNDS,
@@ -33,8 +27,6 @@ from tests.kernels.attention.cases import (
     inputs,
     results,
 )
-
-RECORD = chips.RESULTS / "attention_tpu_schedule.json"
 
 
 @pytest.fixture(autouse=True)
@@ -179,41 +171,6 @@ def test_it_runs_on_tpus_alone():
     )
     with target.interpreted(None):
         assert backends.refusal(request, arrays, "tpu") == "runs on tpu, and this is cpu"
-
-
-def on_chips(*options):
-    """What `python -m kernels.chips.tpu` finds."""
-    if chips.find_libtpu() is None:
-        pytest.skip("libtpu, which compiles for TPUs, is neither installed nor in the folder chips of the environment")
-    command = [sys.executable, "-m", "kernels.chips.tpu", "attention", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=chips.RESULTS.parents[1])
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
-@pytest.mark.slow
-def test_it_compiles_for_every_tpu():
-    """Forward and backward, all that can be asked for: what needs more memory than a chip has is refused."""
-    found = on_chips()["cases"]
-    assert len(found) > 50 and not [(name, case["error"]) for name, case in found.items() if "error" in case]
-    assert {name.split()[0] for name in found} == set(chips.TOPOLOGIES)
-    assert not [name for name, case in found.items() if case["gathers"]]  # on meshes, of examples, heads and in a ring
-
-
-@pytest.mark.slow
-def test_the_schedule_is_that_on_record():
-    """Within 2 %, by a compiler on record: `python -m kernels.chips.tpu attention --schedule --record`."""
-    found, record = on_chips("--schedule"), json.loads(RECORD.read_text())
-    if found["libtpu"] not in record:
-        pytest.skip(f"no schedule on record is of libtpu {found['libtpu']}")
-    record = record[found["libtpu"]]
-    assert found["cases"].keys() == record.keys()
-    for name, case in record.items():
-        for kernel, wanted in case["kernels"].items():
-            ours = found["cases"][name]["kernels"][kernel]
-            assert ours["bundles"] == pytest.approx(wanted["bundles"], rel=0.02), (name, kernel)
-            for block, expected in zip(ours["blocks"], wanted["blocks"], strict=True):
-                assert block == pytest.approx(expected, rel=0.02, abs=0.01), (name, kernel)
 
 
 def test_dropout_by_the_numbers_of_heads():
