@@ -1,4 +1,4 @@
-"""Convolution on a mesh: by XLA's partitioner, as a kernel is with the CPU's forms in its place, and by explicit axes."""
+"""Convolution on a mesh: divided by XLA, as a kernel is with the forms for a CPU in its place, and by explicit axes."""
 
 import re
 
