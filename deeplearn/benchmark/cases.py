@@ -83,6 +83,8 @@ def prepared(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 mnist, cifar10 = partial(images, (28, 28, 1)), partial(images, (32, 32, 3))
 short, long = partial(sequences, 10, 1), partial(sequences, 128, 256)
 
+MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
 CASES = {
     "mnist_cnn_64": Case("the MNIST CNN, batch 64", "cnn", 64, 54_000, mnist, True),
     "mnist_cnn_256": Case("the MNIST CNN, batch 256", "cnn", 256, 54_000, mnist, True),
@@ -90,6 +92,7 @@ CASES = {
     "lstm": Case("an LSTM of 256 over 128 steps of 256, batch 64", "lstm", 64, 1024, long),
     "cifar10_transformer": Case("a ViT of 4 layers, 128 wide, batch 64", "transformer", 64, 45_000, cifar10),
     "resnet20": Case("a ResNet-20 on 32 x 32, batch 128", "resnet", 128, 45_000, cifar10),
+    "mobilenet": Case("a MobileNet on 64 x 64, batch 32", "mobilenet", 32, 8_192, partial(images, (64, 64, 3))),
 }
 
 

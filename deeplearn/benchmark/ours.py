@@ -11,6 +11,7 @@ from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
 from deeplearn.experiment import Experiment, wire
 from deeplearn.models.cnn import CNN
+from deeplearn.models.mobilenet import MobileNet
 from deeplearn.models.resnet import ResNet
 from deeplearn.models.rnn import SequenceRNN
 from deeplearn.models.transformer import VisionTransformer
@@ -25,6 +26,7 @@ MODELS = {
     "lstm": SequenceRNN(features=256, cell="lstm", outputs=1),
     "transformer": VisionTransformer(patch=4, width=128, depth=4, heads=4, classes=10),
     "resnet": ResNet(depth=20, classes=10),
+    "mobilenet": MobileNet(classes=10),
 }
 
 

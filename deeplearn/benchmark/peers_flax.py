@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from flax.training import train_state
 
-from deeplearn.benchmark.cases import LEARNING_RATE, Case, prepared
+from deeplearn.benchmark.cases import LEARNING_RATE, MOBILENET, Case, prepared
 from deeplearn.benchmark.contender import Contender
 
 
@@ -95,6 +95,20 @@ class ResNet20(nn.Module):
         return nn.Dense(10)(x.mean(axis=(1, 2)))
 
 
+class MobileNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        def convolution(x, channels, kernel, stride=1, groups=1):
+            x = nn.Conv(channels, (kernel, kernel), stride, use_bias=False, feature_group_count=groups)(x)
+            return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+        x = convolution(x, 32, 3, 2)
+        for channels, stride in MOBILENET:
+            x = convolution(x, x.shape[-1], 3, stride, groups=x.shape[-1])
+            x = convolution(x, channels, 1)
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
 class State(train_state.TrainState):
     batch_stats: dict
 
@@ -122,6 +136,7 @@ MODELS = {
     "lstm": Recurrent(nn.OptimizedLSTMCell(256)),
     "transformer": VisionTransformer(),
     "resnet": ResNet20(),
+    "mobilenet": MobileNet(),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deeplearn.benchmark.cases import LEARNING_RATE, Case, prepared
+from deeplearn.benchmark.cases import LEARNING_RATE, MOBILENET, Case, prepared
 from deeplearn.benchmark.contender import Contender, Unavailable
 from deeplearn.benchmark.machine import cores
 
@@ -91,12 +91,26 @@ class ResNet20(nn.Sequential):
         super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+class MobileNet(nn.Sequential):
+    def __init__(self):
+        def convolution(inputs, channels, kernel, stride=1, groups=1):
+            layer = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+            return [layer, nn.BatchNorm2d(channels), nn.ReLU()]
+
+        layers, inputs = convolution(3, 32, 3, 2), 32
+        for channels, stride in MOBILENET:
+            layers += convolution(inputs, inputs, 3, stride, inputs) + convolution(inputs, channels, 1)
+            inputs = channels
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+
+
 MODELS = {
     "cnn": CNN,
     "rnn": partial(Recurrent, nn.RNN, 1, 32),
     "lstm": partial(Recurrent, nn.LSTM, 256, 256),
     "transformer": VisionTransformer,
     "resnet": ResNet20,
+    "mobilenet": MobileNet,
 }
 
 
@@ -110,7 +124,7 @@ class Variant(NamedTuple):
 
 LAYOUTS = (Variant(), Variant(memory_format=torch.channels_last, name="channels last"))
 THREADS = (Variant(), Variant(threads=1, name="1 thread"))  # a tiny network is not worth a second one
-VARIANTS = {"cnn": LAYOUTS, "resnet": LAYOUTS, "rnn": THREADS}
+VARIANTS = {"cnn": LAYOUTS, "resnet": LAYOUTS, "mobilenet": LAYOUTS, "rnn": THREADS}
 
 
 def train(case: Case, variant: Variant, compiled: bool) -> Contender:

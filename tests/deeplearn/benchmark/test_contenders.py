@@ -35,7 +35,9 @@ def lenient():
         yield
 
 
-@pytest.mark.parametrize("name", ["mnist_cnn_64", "sequence_rnn", "lstm", "cifar10_transformer", "resnet20"])
+@pytest.mark.parametrize(
+    "name", ["mnist_cnn_64", "sequence_rnn", "lstm", "cifar10_transformer", "resnet20", "mobilenet"]
+)
 @pytest.mark.parametrize("peer", ["flax", "torch"])
 def test_same_parameters_and_the_loss_falls(peer, name, lenient):
     pytest.importorskip(CONTENDERS[peer].package)

@@ -10,6 +10,7 @@ import pytest
 from deeplearn.errors import UserError
 from deeplearn.models.cnn import CNN
 from deeplearn.models.mlp import MLP
+from deeplearn.models.mobilenet import MobileNet
 from deeplearn.models.resnet import ResNet
 from deeplearn.models.rnn import LanguageRNN, SequenceRNN
 from deeplearn.models.transformer import VisionTransformer, patches
@@ -26,6 +27,7 @@ MODELS = {  # small ones, and the shape of an example; of one axis: that many to
     "language": (LanguageRNN(10, 8, layers=2, dropout=0.5), (6,)),
     "transformer": (VisionTransformer(4, width=16, depth=2, heads=2, dropout=0.5), (8, 8, 3)),
     "resnet": (ResNet(depth=8, width=4), (8, 8, 3)),
+    "mobilenet": (MobileNet(width=0.0625, classes=10), (32, 32, 3)),
 }
 DROPOUT = [name for name, (model, _) in MODELS.items() if hasattr(model, "dropout")]
 
@@ -59,7 +61,7 @@ def test_shapes_and_dtypes(name, dtype):
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     params = variables.pop("params")
-    assert list(variables) == (["batch_stats"] if name in ("cnn with batch norm", "resnet") else [])
+    assert list(variables) == (["batch_stats"] if name in ("cnn with batch norm", "resnet", "mobilenet") else [])
     outputs, state = jax.eval_shape(partial(train, model), params, variables, x)
     assert outputs.shape == expected and outputs.dtype == jnp.float32
     assert jax.tree.map(jnp.shape, dict(state)) == jax.tree.map(jnp.shape, variables)
@@ -83,6 +85,8 @@ SIZES = {
     ),
     # He et al. 2015, table 6: 0.27 million.
     "resnet": (ResNet(depth=20), (32, 32, 3), 269_722),
+    # Howard et al. 2017, table 8: 4.2 million.
+    "mobilenet": (MobileNet(), (224, 224, 3), 4_231_976),
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplearn.models.cnn import CNN
+from deeplearn.models.mobilenet import BLOCKS, MobileNet
 from deeplearn.models.resnet import ResNet
 from deeplearn.models.rnn import LanguageRNN
 from deeplearn.models.transformer import VisionTransformer
@@ -67,6 +68,33 @@ class TorchResNet(nn.Module):
                 yield f"block_{i}_0/BatchNorm_{j}", norm
 
 
+class TorchMobileNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+
+        def pair(inputs, channels, *sides, **more):
+            return nn.Conv2d(inputs, channels, *sides, bias=False, **more), nn.BatchNorm2d(channels)
+
+        self.layers, inputs = nn.ModuleList(pair(3, 8, 3, 2, 1)), 8
+        for channels, stride in BLOCKS:
+            channels = max(8, channels // 16)
+            self.layers.extend(pair(inputs, inputs, 3, stride, 1, groups=inputs))
+            self.layers.extend(pair(inputs, channels, 1))
+            inputs = channels
+        self.head = nn.Linear(inputs, 10)
+
+    def forward(self, x):
+        for convolution, norm in zip(self.layers[::2], self.layers[1::2], strict=True):
+            x = F.relu(norm(convolution(x)))
+        return self.head(x.mean((2, 3)))
+
+    def sources(self):
+        yield from (("stem", self.layers[0]), ("stem_norm", self.layers[1]), ("head", self.head))
+        for i, layer in enumerate(self.layers[2:]):
+            kind = "BatchNorm" if i % 2 else "Conv"
+            yield f"block_{i // 4}/{kind}_{i // 2 % 2}", layer
+
+
 class TorchTransformer(nn.Module):
     def __init__(self):
         super().__init__()
@@ -117,8 +145,14 @@ def tree(model, read):
 CASES = {
     "cnn": (CNN((4, 6), hidden=8), TorchCNN, (8, 8, 1)),
     "resnet": (ResNet(depth=8, width=4), TorchResNet, (8, 8, 3)),
+    "mobilenet": (MobileNet(width=0.0625, classes=10), TorchMobileNet, (64, 64, 3)),
     "transformer": (VisionTransformer(4, width=16, depth=1, heads=2), TorchTransformer, (8, 8, 3)),
 }
+
+
+def close(ours, theirs):
+    """Entries are sums of terms that may be as large as the largest of them."""
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * max(1.0, float(jnp.abs(theirs).max())))
 
 
 @pytest.mark.parametrize("model, peer, shape", CASES.values(), ids=CASES)
@@ -146,7 +180,7 @@ def test_it_is_pytorchs_network(model, peer, shape):
     for parameter in peer.parameters():
         parameter.data = grads[id(parameter)]
     expected_gradients = tree(peer, lambda tensor: tensor.detach().numpy())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradients, expected_gradients)
+    jax.tree.map(close, gradients, expected_gradients)
 
     for path, source in peer.sources():
         if isinstance(source, nn.BatchNorm2d):
