@@ -22,8 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from kernels import memory
-
 RESULTS = Path(__file__).parent / "results"
 TURNS, SECONDS, SLOW = 5, 0.5, 2.0
 PACKAGES = ("jax", "jaxlib", "torch", "jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu", "tokamax")
@@ -49,7 +47,6 @@ def peak_memory() -> int:
 def work(connection) -> None:
     """A process that builds a contender when it is sent one, and runs it whenever it is told to."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    memory.keep()
     while make := connection.recv():
         run = make()
         start = time.perf_counter()

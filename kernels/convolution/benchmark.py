@@ -13,11 +13,12 @@ from jax import lax
 
 from kernels import bench
 from kernels.convolution import convolution, convolution_transpose
-from kernels.convolution.networks import Layer, depthwise, mobilenet, resnet18
+from kernels.convolution.networks import Layer, convnext, depthwise, mobilenet, resnet18, resnet50
 from kernels.pooling import average_pool, max_pool
 
 IMAGES, STEPS, RUNS = 32, 20, 8  # on a CPU
 SECONDS = 0.2  # of a turn
+BATCH = 128  # on a GPU
 MODES = {"call": "a call", "scan": f"in a scan of {STEPS}", "vmap": f"vmapped over {RUNS} weights"}
 
 
@@ -161,7 +162,7 @@ def pytorch(case: Layer | Pool, mode: str, layout: str) -> Callable[[], None]:
 
 def contenders(case: Layer | Pool, mode: str) -> dict[str, Callable]:
     """What to time, by name."""
-    found = {"ours": functools.partial(ours, case, mode), "Flax": functools.partial(plain, case, mode)}
+    found = {"xla": functools.partial(ours, case, mode), "Flax": functools.partial(plain, case, mode)}
     if importlib.util.find_spec("torch"):
         for layout in ("contiguous", "channels_last", *["contiguous vmap"] * (mode == "vmap")):
             found[f"PyTorch {layout}"] = functools.partial(pytorch, case, mode, layout)
@@ -176,11 +177,64 @@ def on_cpu() -> list[dict]:
             for case in cases:
                 for mode in MODES:
                     seconds = {name: taken for name, (taken, _) in measure(contenders(case, mode)).items()}
-                    rows.append({"network": network, "layer": str(case), "mode": mode, "seconds": seconds})
+                    row = {"network": network, "name": str(case), "layer": case._asdict(), "mode": mode}
+                    rows.append({**row, "seconds": seconds})
                     each = ", ".join(f"{name} {1e3 * taken:.2f}" for name, taken in seconds.items())
                     print(f"{network} {case}, {MODES[mode]}, ms: {each}", flush=True)
     print(table(rows))
     return rows
+
+
+def on_gpu() -> list[dict]:
+    """Layers as their networks have them, forward, and forward with backward; prints milliseconds, returns the rows."""
+    layers = [("ResNet-50", layer, more) for layer in resnet50() for more in ((), ("residual",))]
+    layers += [("ConvNeXt", layer, ()) for layer in convnext()]
+    layers += [("MobileNet", layer, ()) for layer in mobilenet() if layer.groups > 1]
+    layers += [("dilated", depthwise(56, 128, dilation=d), ()) for d in (2, 4)]
+    layers += [("pooling", Pool("max", 112, 64, 3, 2), ()), ("pooling", Pool("max", 56, 128, 2, 2), ())]
+    rows = []
+    for network, case, more in layers:
+        row = {"network": network, "name": str(case), "layer": case._asdict(), "mode": "call", "features": [*more]}
+        for title, backward in (("forward", False), ("seconds", True)):
+            make = {name: functools.partial(on_device, case, name, more, backward) for name in GPU_NAMES[type(case)]}
+            found = bench.in_turns(make)
+            row[title] = {name: taken for name, taken in found.items() if not isinstance(taken, str)}
+            row[f"{title} failed"] = {name: taken for name, taken in found.items() if isinstance(taken, str)}
+        rows.append(row)
+        each = (f"{name} {1e3 * row['forward'][name]:.3f} {1e3 * taken:.3f}" for name, taken in row["seconds"].items())
+        print(f"{network} {case} {' '.join(more)}, forward and with backward, ms: {', '.join(each)}", flush=True)
+        print(*row["seconds failed"].items(), sep="\n", end="\n" * bool(row["seconds failed"]))
+    return rows
+
+
+GPU_NAMES = {Layer: ("hopper", "lax"), Pool: ("hopper", "xla", "reduce_window")}
+
+
+def on_device(case: Layer | Pool, name: str, more: tuple, backward: bool) -> Callable[[], None]:
+    """A layer with bias and relu, and a residual if so, or a pooling; 'lax' and 'reduce_window' as anyone writes it."""
+    import jax.numpy as jnp
+    from flax import linen as nn
+
+    images, *kernel = [(BATCH, *shape[1:]) if not i else shape for i, shape in enumerate(shapes(case))]
+    given = arrays(images, *kernel)
+    if isinstance(case, Pool):
+        sides = (case.window, case.window), (case.strides, case.strides), case.padding
+        plain = lambda x: nn.max_pool(x, *sides)  # noqa: E731
+        ours = lambda x: max_pool(x, case.window, case.strides, case.padding, name)  # noqa: E731
+        function = plain if name == "reduce_window" else ours
+    else:
+        given += arrays((case.features,))
+        options = case.options | {"implementation": name, "activation": "relu"}
+        given += arrays(jax.eval_shape(functools.partial(convolution, **case.options), *given).shape) if more else []
+        function = lambda x, w, bias, residual=None: convolution(x, w, bias, residual=residual, **options)  # noqa: E731
+    given = [x.astype(jnp.bfloat16) for x in given]
+
+    def gradients(*given):
+        y, pull = jax.vjp(function, *given)
+        return pull(y)
+
+    run = jax.jit(gradients if backward else function).lower(*given).compile()
+    return lambda: jax.block_until_ready(run(*given))
 
 
 KINDS = {  # of layers, the first whose words are all in the layer's
@@ -197,7 +251,7 @@ KINDS = {  # of layers, the first whose words are all in the layer's
 def table(rows: list[dict]) -> str:
     """Times as fast as PyTorch in its better layout, and as Flax: geometric means by kind of layer, and the least."""
     lines = ["| over PyTorch, over Flax |" + "".join(f" {title} |" for title in MODES.values()), "|---|" + "---:|" * 3]
-    kind_of = lambda row: next(kind for kind, words in KINDS.items() if all(word in row["layer"] for word in words))  # noqa: E731
+    kind_of = lambda row: next(kind for kind, words in KINDS.items() if all(word in row["name"] for word in words))  # noqa: E731
     for kind in [*KINDS, "all", "the least"]:
         cells = []
         for mode in MODES:
@@ -214,4 +268,4 @@ def table(rows: list[dict]) -> str:
 def _ratios(seconds):
     """PyTorch's best over ours, and Flax's over ours."""
     theirs = [taken for name, taken in seconds.items() if name.startswith("PyTorch")]
-    return (min(theirs) / seconds["ours"] if theirs else None), seconds["Flax"] / seconds["ours"]
+    return (min(theirs) / seconds["xla"] if theirs else None), seconds["Flax"] / seconds["xla"]
