@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from kernels.convolution import backends, fused, partition
 from kernels.convolution.epilogue import Epilogue
@@ -169,7 +170,7 @@ def _check(x, w, groups, implementation):
         raise ValueError(f"x must be (N, H, W, C) and w (kh, kw, C / groups, K), not {x.shape} and {w.shape}")
     if groups < 1 or x.shape[3] != groups * w.shape[2] or w.shape[3] % groups:
         raise ValueError(f"groups {groups} doesn't divide the channels of x {x.shape} into those of w {w.shape}")
-    if x.dtype not in DTYPES or w.dtype != x.dtype:
+    if x.dtype not in (*DTYPES, jnp.float64) or w.dtype != x.dtype:
         raise ValueError(f"x and w must both be float32 or both bfloat16, not {x.dtype.name} and {w.dtype.name}")
     if implementation is not None and implementation not in backends.NAMES:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")

@@ -8,7 +8,6 @@ from importlib import resources
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from kernels import target
@@ -70,8 +69,6 @@ def refusal(geometry: Geometry, x: jax.Array, w: jax.Array, name: str) -> str | 
     platform, needed = target.device()[0], PLATFORMS.get(name)
     if needed not in (None, platform) and target.interpreter() is None:
         return f"runs on {needed}, and this is {platform}"
-    if x.dtype == jnp.float64 and needed:
-        return "has no float64"
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     if name == "tpu" and any(size > 1 and kind == AxisType.Auto for size, kind in kinds):

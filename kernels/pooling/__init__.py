@@ -130,7 +130,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 def _resolve(x, window, strides, padding, implementation) -> tuple[Pair, Geometry]:
     if implementation is not None and implementation not in backends.NAMES:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")
-    if x.ndim != 4 or x.dtype not in DTYPES:
+    if x.ndim != 4 or x.dtype not in (*DTYPES, jnp.float64):
         raise ValueError(f"x must be (N, H, W, C), float32 or bfloat16, not {x.shape}, {x.dtype}")
     window = pair("window", window)
     resolved = resolve(x.shape[1:3], window, window if strides is None else strides, padding)

@@ -1,14 +1,12 @@
 """The Hopper kernels, interpreted on a CPU with races detected, against the formula in float64."""
 
 import functools
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from jax._src.pallas.mosaic.interpret import thread_map
 from jax.sharding import PartitionSpec as P
 
 from kernels import target
@@ -29,31 +27,16 @@ from tests.kernels.attention.cases import (
     draw,
     inputs,
 )
-
-try:
-    from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
-except ImportError:  # jax 0.10
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from tests.kernels.hopper import InterpretGPUParams, interpreting
 
 # Two bfloat16 parts hold 16 bits of a float32.
 BOUNDS = BOUNDS | {"float32": 3e-5}
 
 
 @pytest.fixture(autouse=True)
-def wide():
-    jax.config.update("jax_enable_x64", True)  # in all threads
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch, capsys):
-    """A TMA read beyond the end gives 0, and no two threads race."""
-    monkeypatch.setattr(thread_map, "_run_jaxpr", Programs())
-    parameters = {"out_of_bounds_reads": "uninitialized", "uninitialized_memory": "zero"}
-    with target.interpreted(InterpretGPUParams(detect_races=True, **parameters)):
+def interpreted(capsys):
+    with interpreting(capsys):
         yield
-    assert "RACE" not in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -61,20 +44,6 @@ def small_tiles(monkeypatch):
     """Several tiles of queries and of keys where the kernels' own would hold all: the interpreter takes any size."""
     monkeypatch.setattr(machine, "WARPGROUP", 32)
     monkeypatch.setattr(plan, "BLOCKS", (32,))
-
-
-class Programs:
-    """The interpreter compiles the program of a thread anew for each block: this runs it, and compiles it once."""
-
-    def __init__(self):
-        self.lock, self.compiled = threading.Lock(), {}
-
-    def __call__(self, jaxpr, consts, *args):
-        with self.lock:
-            if id(jaxpr) not in self.compiled:
-                program = jax.jit(functools.partial(jax.core.eval_jaxpr, jaxpr)).lower(consts, *args).compile()
-                self.compiled[id(jaxpr)] = jaxpr, program  # that no other gets its id
-        jax.block_until_ready(self.compiled[id(jaxpr)][1](consts, *args))
 
 
 @pytest.mark.parametrize("case", CASES)
