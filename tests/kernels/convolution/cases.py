@@ -21,3 +21,12 @@ for _network, _layers in NETWORKS.items():
     for _layer in dict.fromkeys(map(small, _layers)):
         if _layer not in LAYERS.values():
             LAYERS[f"{_network} {_layer}"] = _layer
+
+
+def convolved(layer: Layer, images: int = 2) -> tuple:
+    """x, w, strides, padding, dilation, groups; of a transposed layer, those of the convolution that it transposes."""
+    shape, kernel = layer.shapes(images)
+    if layer.transposed:
+        size = layer.strides * layer.size
+        shape, kernel = (images, size, size, layer.features), (*kernel[:2], layer.features, layer.channels)
+    return shape, kernel, *layer.options.values()

@@ -7,6 +7,7 @@ import pytest
 
 from kernels.convolution import causal_convolution, convolution, convolution_transpose, depthwise_convolution
 from kernels.convolution.epilogue import ACTIVATIONS
+from tests.kernels.convolution.cases import LAYERS
 
 CASES = [
     # x, w, strides, padding, dilation, groups
@@ -79,6 +80,26 @@ def test_values(case, implementation):
     operands, options = make(case)
     y = convolution(*operands, **options, implementation=implementation)
     assert error(y, formula(*operands, **options)) < 2e-6
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("implementation", ["xla", "lax"])
+def test_layers_of_networks(implementation, name):
+    """Values and gradients, against the formula in float64."""
+    layer = LAYERS[name]
+    call = convolution_transpose if layer.transposed else convolution
+
+    def run(implementation, *given):
+        y, pull = jax.vjp(lambda x, w: call(x, w, **layer.options, implementation=implementation), *given)
+        return y, *pull(y)
+
+    x, w = (np.random.default_rng(i).normal(size=shape) for i, shape in enumerate(layer.shapes(2)))
+    found = run(implementation, jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32))
+    with jax.enable_x64(True):
+        wanted = run("reference", jnp.asarray(x), jnp.asarray(w))
+        assert wanted[0].dtype == jnp.float64
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.shape == theirs.shape and error(ours, theirs) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,6 +1,6 @@
 """The Hopper kernels, interpreted on a CPU with races detected, against XLA's convolution in float64.
 
-Of the networks' layers those are here that take another way through the kernels, and what no network has.
+Of the networks' layers, those that take another way through the kernels are among the quick tests.
 """
 
 import jax
@@ -15,7 +15,7 @@ from kernels.convolution import hopper
 from kernels.convolution.epilogue import ACTIVATIONS, Epilogue
 from kernels.convolution.hopper import product, weights
 from kernels.convolution.windows import geometry
-from tests.kernels.convolution.cases import LAYERS
+from tests.kernels.convolution.cases import LAYERS, convolved
 from tests.kernels.hopper import InterpretGPUParams, interpreting
 
 NAMES = ["LeNet-5 9² 6→16 5×5", "AlexNet 9² 18→16 5×5 groups 2", "ResNet-50 11² 16→16 3×3 /2"]
@@ -106,11 +106,11 @@ def check(case, dtype):
         assert ours.dtype == dtype and error(ours, theirs) < BOUNDS[dtype]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in NAMES else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS]
+)
 def test_layers(name):
-    layer = LAYERS[name]
-    shape, kernel = layer.shapes(1)
-    check((shape, kernel, layer.strides, layer.padding, layer.dilation, layer.groups), "bfloat16")
+    check(convolved(LAYERS[name], images=1), "bfloat16")
 
 
 @pytest.mark.parametrize("case", CASES)

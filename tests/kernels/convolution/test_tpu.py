@@ -16,17 +16,7 @@ from kernels.convolution import tpu
 from kernels.convolution.epilogue import ACTIVATIONS, Epilogue
 from kernels.convolution.tpu import channels, tiles
 from kernels.convolution.windows import geometry
-from tests.kernels.convolution.cases import LAYERS
-
-
-def convolved(layer):
-    """x, w, strides, padding, dilation, groups; of a transposed layer, those of the convolution that it transposes."""
-    shape, kernel = layer.shapes(2)
-    if layer.transposed:
-        size = layer.strides * layer.size
-        shape, kernel = (2, size, size, layer.features), (*kernel[:2], layer.features, layer.channels)
-    return shape, kernel, *layer.options.values()
-
+from tests.kernels.convolution.cases import LAYERS, convolved
 
 CASES = {name: convolved(layer) for name, layer in LAYERS.items()} | {
     "blocks of images": ((9, 7, 7, 17), (3, 3, 17, 18), 1, "SAME", 1, 1),
