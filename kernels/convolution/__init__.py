@@ -37,7 +37,7 @@ def convolution(
     order exist.
 
     Args:
-      x: (N, H, W, C), float32 or bfloat16.
+      x: (N, H, W, C), float32 or bfloat16; float64 too, but for kernels.
       w: (kh, kw, C / groups, K), of x's dtype.
       bias, scale, shift: (K,), of x's dtype, or None; scale and shift may be a folded batch normalization.
       strides: s, an int or a pair (height, width).
@@ -47,14 +47,16 @@ def convolution(
       groups: output channels [g K/G, (g+1) K/G) see input channels [g C/G, (g+1) C/G) only; C is depthwise.
       activation: 'relu', 'relu6', 'gelu' (by tanh), 'silu', 'tanh', 'sigmoid', 'leaky_relu' (0.01), or None.
       residual: (N, H', W', K), of x's dtype, or None.
-      implementation: 'reference' (the formula), 'xla' (the fast forms for a CPU), 'lax' (XLA's own convolution), or
-        None: 'xla' where it is compiled for a CPU, 'lax' elsewhere.
+      implementation: 'reference' (the formula), 'xla' (the fast forms for a CPU), 'lax' (XLA's own convolution), 'tpu',
+        'hopper' (kernels), or None: by the stored measurement; without one 'xla' on a CPU and 'lax' elsewhere. 'lax'
+        rounds the sums to x's dtype before what follows.
 
     Returns:
       (N, H', W', K), of x's dtype.
 
     Raises:
       ValueError: shapes that don't fit each other, a window larger than the padded input, another dtype.
+      NotImplementedError: the implementation named can't do it, with the reason.
 
     Example:
       >>> import jax.numpy as jnp
@@ -171,6 +173,7 @@ def _check(x, w, groups, implementation):
     if groups < 1 or x.shape[3] != groups * w.shape[2] or w.shape[3] % groups:
         raise ValueError(f"groups {groups} doesn't divide the channels of x {x.shape} into those of w {w.shape}")
     if x.dtype not in (*DTYPES, jnp.float64) or w.dtype != x.dtype:
-        raise ValueError(f"x and w must both be float32 or both bfloat16, not {x.dtype.name} and {w.dtype.name}")
+        dtypes = f"{x.dtype.name} {x.shape} and {w.dtype.name} {w.shape}"
+        raise ValueError(f"x and w must both be float32 or both bfloat16, not {dtypes}")
     if implementation is not None and implementation not in backends.NAMES:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")

@@ -88,7 +88,8 @@ def _pairs(padding: Padding, size: Pair, kernel: Pair, strides: Pair, dilation: 
     sides = (padding, padding) if isinstance(padding, int) else padding
     pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
     if [len(p) for p in pairs] != [2, 2] or not all(isinstance(v, int) and v >= 0 for p in pairs for v in p):
-        raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or a (low, high) a side, not {padding!r}")
+        of = f"for an input {size} and a window {kernel}"
+        raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or a (low, high) a side {of}, not {padding!r}")
     return pairs
 
 
