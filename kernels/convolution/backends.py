@@ -81,6 +81,6 @@ def module(name: str) -> Any:
     return importlib.import_module(f"kernels.convolution.{name}")  # Pallas takes a while to import
 
 
-def vectorizes(name: str, geometry: Geometry, kernel: Pair) -> bool:
-    """Whether it takes batched weights by `jax.vmap`: elementwise, or as one product of batches of matrices."""
-    return name == "xla" and (geometry.groups > 1 or kernel == (1, 1))
+def vectorizes(name: str, kernel: Pair) -> bool:
+    """Whether it takes batched weights by `jax.vmap`: as one product of batches of matrices, for kernels of one tap."""
+    return name == "xla" and kernel == (1, 1)

@@ -104,7 +104,7 @@ def _batch(primitive, function, operands, axes, **static):
         return y.reshape(*first.shape[:2], *y.shape[1:]), 0
     kernel = static.get("kernel", second.shape[-4:-2])
     inside = [None if axis is None else 0 for axis in axes]
-    if backends.vectorizes(static["implementation"], static["geometry"], kernel):
+    if backends.vectorizes(static["implementation"], kernel):
         return jax.vmap(functools.partial(function, **static), in_axes=inside)(first, second), 0
     bind = functools.partial(primitive.bind, **static)
 
