@@ -1,4 +1,4 @@
-"""Convolution as a layer, on kernels.convolution."""
+"""Convolution and its transpose as layers, on kernels.convolution."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution import convolution
+from kernels.convolution import convolution, convolution_transpose
 
 
 class Conv(nn.Module):
@@ -36,16 +36,41 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        zeros = nn.initializers.zeros_init()
-        bias = self.param("bias", zeros, (self.features,), jnp.float32) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return convolution(
-            x,
-            kernel,
-            bias,
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        x, kernel, bias = _parameters(self, x, shape)
+        sides = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return convolution(x, kernel, bias, **sides)
+
+
+class ConvTranspose(nn.Module):
+    """A two-dimensional transposed convolution, which spreads pixels: (N, H, W, C) to (N, H', W', features).
+
+    Arguments are those of `kernels.convolution.convolution_transpose`, by which H' = strides H with 'SAME'; parameters
+    have flax.linen.ConvTranspose's names, shapes and initial distribution, but as in PyTorch the kernel is not turned
+    around.
+
+    >>> layer = ConvTranspose(8, (4, 4), strides=2)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 7, 7, 16)))
+    >>> layer.apply(variables, jnp.ones((5, 7, 7, 16))).shape
+    (5, 14, 14, 8)
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int | Sequence[int] = 1
+    padding: Any = "SAME"
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel, bias = _parameters(self, x, (*self.kernel_size, x.shape[-1], self.features))
+        return convolution_transpose(x, kernel, bias, strides=self.strides, padding=self.padding)
+
+
+def _parameters(layer, x, shape):
+    """x, kernel and bias, of the dtype that the layer computes in."""
+    kernel = layer.param("kernel", layer.kernel_init, shape, jnp.float32)
+    zeros = nn.initializers.zeros_init()
+    bias = layer.param("bias", zeros, (layer.features,), jnp.float32) if layer.use_bias else None
+    return nn.dtypes.promote_dtype(x, kernel, bias, dtype=layer.dtype)

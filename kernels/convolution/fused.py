@@ -18,7 +18,7 @@ ROUNDING = ("reference", "xla")  # give sums of the dtype that they get: float32
 
 def convolution(name: str, geometry: Geometry, x: jax.Array, w: jax.Array, follow: Epilogue) -> jax.Array:
     """follow(x * w), of x's dtype, by the implementation of this name."""
-    if name in backends.FUSED and follow != Epilogue():
+    if name in backends.FUSED and any(part is not None for part in follow):
         return _fused(name, geometry, follow.activation, x, w, follow[:4])
     sums = bilinear.forward(name, geometry, *_wide(name, x, w))
     return follow(sums).astype(x.dtype)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from kernels.convolution.windows import Geometry, Pair
-from kernels.convolution.xla import depthwise, direct, point, winograd
+from kernels.convolution.xla import depthwise, direct, fourier, point, winograd
 
 WIDE = 128  # channels on both sides, from which the transformations cost less than they save
+LARGE = 81  # taps of a depthwise kernel, from which its Fourier transform is faster
 BYTES = 1 << 29  # that the transformed images may take
 
 
@@ -48,7 +49,7 @@ def form(geometry: Geometry, images: int, size: Pair, w: tuple[int, ...]) -> Mod
     """The module whose functions compute it, for outputs (images, *size, K) and a kernel (kh, kw, C / groups, K)."""
     strides, _, dilation, groups = geometry
     if groups > 1:
-        return depthwise
+        return fourier if strides == (1, 1) and math.prod(w[:2]) >= LARGE else depthwise
     if w[:2] == (1, 1):
         return point
     plain = w[:2] == (3, 3) and strides == dilation == (1, 1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplearn.layers.convolution import Conv
+from deeplearn.layers.convolution import Conv, ConvTranspose
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,17 @@ def test_equals_linen(options, theirs, dtype, key):
     bound = 2e-6 if dtype == jnp.float32 else 1e-2
     want = np.asarray(reference.apply(variables, x), np.float64)
     assert np.linalg.norm(np.asarray(y, np.float64) - want) <= bound * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("kernel_size, strides", [((4, 4), 2), ((3, 3), 1), ((3, 2), (2, 1))])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_the_transpose_is_linens(kernel_size, strides, padding, key):
+    """With the kernel turned around."""
+    x = jax.random.normal(key, (2, 5, 6, 4))
+    layer = ConvTranspose(8, kernel_size, strides, padding)
+    reference = nn.ConvTranspose(8, kernel_size, (strides,) * 2 if isinstance(strides, int) else strides, padding)
+    variables = layer.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, variables, reference.init(key, x))
+    turned = jax.tree.map(lambda a: a[::-1, ::-1] if a.ndim == 4 else a, variables)
+    np.testing.assert_allclose(layer.apply(variables, x), reference.apply(turned, x), rtol=1e-4, atol=1e-5)
+    assert layer.clone(dtype=jnp.bfloat16, use_bias=False).apply(variables, x).dtype == jnp.bfloat16

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from kernels.convolution import reference
 from kernels.convolution.networks import resnet18
 from kernels.convolution.windows import geometry
-from kernels.convolution.xla import depthwise, direct, form, phases, point, winograd
+from kernels.convolution.xla import depthwise, direct, form, fourier, phases, point, winograd
 
 # Float32's rounding, and what Winograd's points lose of it.
-BOUNDS = {direct: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6}
+BOUNDS = {direct: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6, fourier: 1e-6}
 
 
 def draw(seed, shape):
@@ -25,15 +25,20 @@ def check(module, x, w, strides=1, padding="SAME", dilation=1, groups=1):
     window = geometry(x[1:3], w[:2], strides, padding, dilation, groups)
     output = (x[0], *window.output(x[1:3], w[:2]), w[3])
     x, w, dy = (draw(seed, shape) for seed, shape in enumerate((x, w, output)))
-    found = (
-        module.forward(window, x, w),
-        module.input_gradient(window, dy, w, x.shape[1:3]),
-        module.weight_gradient(window, x, dy, w.shape[:2]),
-    )
+
+    @jax.jit
+    def compute(x, w, dy):
+        dx = module.input_gradient(window, dy, w, x.shape[1:3])
+        return module.forward(window, x, w), dx, module.weight_gradient(window, x, dy, w.shape[:2])
+
+    @jax.jit
+    def expected(x, w, dy):
+        y, pull = jax.vjp(lambda x, w: reference.forward(window, x, w), x, w)
+        return y, *pull(dy)
+
+    found = compute(x, w, dy)
     with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, w, dy)]
-        y, pull = jax.vjp(lambda x, w: reference.forward(window, x, w), *wide[:2])
-        wanted = [np.asarray(a) for a in (y, *pull(wide[2]))]
+        wanted = [np.asarray(a) for a in expected(*(jnp.asarray(np.asarray(a, np.float64)) for a in (x, w, dy)))]
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == jnp.float32
         assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= BOUNDS[module] * np.linalg.norm(theirs)
@@ -47,6 +52,19 @@ def test_winograd(size, padding):
         pytest.skip("there is no output")
     padding = ((2, 1), (1, 3)) if padding == ((0, 1), (3, 0)) and min(size) < 3 else padding
     check(winograd, (2, *size, 20), (3, 3, 20, 18), padding=padding)
+
+
+@pytest.mark.parametrize(
+    "size, kernel, padding, dilation, features",
+    [
+        ((9, 8), (5, 3), "SAME", 1, 4),
+        ((9, 8), (5, 3), "VALID", (1, 2), 8),
+        ((4, 5), (15, 15), "SAME", 1, 4),
+        ((7, 6), (3, 2), ((0, 4), (3, 1)), 2, 12),
+    ],
+)
+def test_fourier(size, kernel, padding, dilation, features):
+    check(fourier, (3, *size, 4), (*kernel, 1, features), 1, padding, dilation, groups=4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,6 +86,14 @@ def test_one_tap(strides, padding):
     check(point, (2, 7, 6, 5), (1, 1, 5, 4), strides, padding)
 
 
+def test_rows_that_no_window_sees():
+    """An infinity there is nobody's: the weights' gradient has whole blocks of rows, of which the last are zeros."""
+    window = geometry((6, 5), (2, 2), 3, "VALID", 1, 2)
+    x, dy = draw(0, (1, 6, 5, 2)), draw(1, (1, 2, 2, 2))
+    found = depthwise.weight_gradient(window, x.at[:, 2].set(jnp.inf).at[:, 5].set(jnp.inf), dy, (2, 2))
+    np.testing.assert_array_equal(found, depthwise.weight_gradient(window, x, dy, (2, 2)))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 4, 17])
 def test_sums_of_any_length(rows):
     """More and fewer terms than are added up in one loop."""
@@ -86,6 +112,8 @@ def test_what_is_computed_how():
     window = geometry((224, 224), (3, 3), 1, "SAME")
     assert form(window, 32, (224, 224), (3, 3, 128, 128)) is direct
     assert form(window._replace(groups=8), 1, (224, 224), (3, 3, 1, 8)) is depthwise
+    assert form(window._replace(groups=8), 1, (224, 224), (31, 31, 1, 8)) is fourier
+    assert form(window._replace(groups=8, strides=(2, 2)), 1, (112, 112), (31, 31, 1, 8)) is depthwise
 
 
 def test_phases_of_a_stride_beyond_the_kernel():
