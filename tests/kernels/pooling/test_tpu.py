@@ -52,7 +52,7 @@ def found(window, resolved, x, dy):
     gradient = tpu.sum_pool_gradient(dy, x.shape[1:3], window, resolved, mean)
     return {
         "max_pool": (y, tpu.max_pool_gradient(x, y, dy, window, resolved)),
-        "average_pool": (tpu.sum_pool(x, window, resolved, mean), gradient),
+        "sum_pool": (tpu.sum_pool(x, window, resolved, mean), gradient),
     }
 
 
@@ -65,9 +65,10 @@ def check(case, dtype, ties=False):
     dy = jnp.asarray(generator.normal(size=(shape[0], *resolved.output(shape[1:3], window), shape[3])), dtype)
 
     def wanted(kind):
-        """In float64, as `reference` has it; but for its sum, which is of float32."""
+        """In float64, as `reference` has it."""
+        scale = [] if kind == "max_pool" else [1 / math.prod(window)]
         with jax.enable_x64(True):
-            function = lambda x: getattr(reference, kind)(x, window, resolved)  # noqa: E731
+            function = lambda x: getattr(reference, kind)(x, window, resolved, *scale)  # noqa: E731
             both = jax.jit(lambda x, dy: (lambda y, pull: (y, *pull(dy)))(*jax.vjp(function, x)))
             return [np.asarray(a) for a in both(*(jnp.asarray(np.asarray(a, np.float64)) for a in (x, dy)))]
 
@@ -122,9 +123,9 @@ def test_what_is_not_finite():
     wanted[[0, 1, 1, 4, 4, 2, 5, 5, 5], [0, 4, 5, 1, 3, 5, 1, 4, 5]] = np.arange(1, 10)
     np.testing.assert_array_equal(dx, wanted)
     # Sums that do not see it are finite.
-    finite = np.isfinite(both["average_pool"][0][0, ..., 0])
+    finite = np.isfinite(both["sum_pool"][0][0, ..., 0])
     np.testing.assert_array_equal(finite, [[False, True, True], [True, False, False], [True, True, True]])
-    _, spread = found(window, resolved, x, dy.at[0, 0, 1].set(jnp.inf))["average_pool"]
+    _, spread = found(window, resolved, x, dy.at[0, 0, 1].set(jnp.inf))["sum_pool"]
     infinite = np.argwhere(~np.isfinite(spread[0, ..., 0]))
     np.testing.assert_array_equal(infinite, [(i, j) for i in (0, 1) for j in (2, 3, 4)])
 
