@@ -16,7 +16,7 @@ from kernels.convolution import tpu
 from kernels.convolution.epilogue import ACTIVATIONS, Epilogue
 from kernels.convolution.tpu import channels, tiles
 from kernels.convolution.windows import geometry
-from tests.kernels.convolution.cases import LAYERS, convolved
+from tests.kernels.convolution.cases import LAYERS, convolved, draw, formula, geometries, operands, wide
 
 CASES = {name: convolved(layer) for name, layer in LAYERS.items()} | {
     "blocks of images": ((9, 7, 7, 17), (3, 3, 17, 18), 1, "SAME", 1, 1),
@@ -56,32 +56,6 @@ def interpreted(request):
         yield
     races = interpret_pallas_call.races
     assert races is None or not races.races_found
-
-
-def draw(seed, shape, dtype):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def operands(case, dtype):
-    shape, kernel, strides, padding, dilation, groups = case
-    window = geometry(shape[1:3], kernel[:2], strides, padding, dilation, groups)
-    output = (shape[0], *window.output(shape[1:3], kernel[:2]), kernel[3])
-    return window, [draw(seed, s, dtype) for seed, s in enumerate((shape, kernel, output))]
-
-
-def formula(window, x, w):
-    """XLA's own, in the operands' precision; the formula as it is written compiles for longer."""
-    strides, padding, dilation, groups = window
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, w, strides, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=layout
-    )
-
-
-def wide(function, *arrays):
-    """function(*arrays) in float64, as NumPy's."""
-    with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jax.jit(function)(*(jnp.asarray(np.asarray(a, np.float64)) for a in arrays)))
 
 
 def close(ours, theirs, bound):
@@ -169,14 +143,11 @@ def test_the_epilogue_is_in_float32():
 
 
 @settings(max_examples=4, deadline=None)
-@given(data=st.data())
-def test_every_geometry(data):
+@given(axes=geometries(), images=st.integers(1, 2))
+def test_every_geometry(axes, images):
     """Whatever the size, kernel, stride, padding and dilation of each axis."""
-    number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
-    kernel, strides, dilation = ((number(1, 3), number(1, 3)) for _ in range(3))
-    padding = tuple((number(0, 3), number(0, 3)) for _ in range(2))
-    size = tuple(number(max(d * (k - 1) + 1 - sum(p), 1), 9) for d, k, p in zip(dilation, kernel, padding, strict=True))
-    check(((number(1, 2), *size, 17), (*kernel, 17, 2), strides, padding, dilation, 1), "float32")
+    kernel, strides, dilation, padding, size = axes
+    check(((images, *size, 17), (*kernel, 17, 2), strides, padding, dilation, 1), "float32")
 
 
 def test_the_weight_gradient_is_deterministic():

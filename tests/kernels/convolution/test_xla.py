@@ -11,35 +11,26 @@ from kernels.convolution import reference
 from kernels.convolution.networks import resnet18
 from kernels.convolution.windows import geometry
 from kernels.convolution.xla import depthwise, direct, form, fourier, phases, point, winograd
+from tests.kernels.convolution.cases import draw, geometries, operands, wide
 
 # Float32's rounding, and what Winograd's points lose of it.
 BOUNDS = {direct: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6, fourier: 1e-6}
 
 
-def draw(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def check(module, x, w, strides=1, padding="SAME", dilation=1, groups=1):
     """Values and both gradients."""
-    window = geometry(x[1:3], w[:2], strides, padding, dilation, groups)
-    output = (x[0], *window.output(x[1:3], w[:2]), w[3])
-    x, w, dy = (draw(seed, shape) for seed, shape in enumerate((x, w, output)))
+    window, (x, w, dy) = operands((x, w, strides, padding, dilation, groups))
 
     @jax.jit
     def compute(x, w, dy):
         dx = module.input_gradient(window, dy, w, x.shape[1:3])
         return module.forward(window, x, w), dx, module.weight_gradient(window, x, dy, w.shape[:2])
 
-    @jax.jit
     def expected(x, w, dy):
         y, pull = jax.vjp(lambda x, w: reference.forward(window, x, w), x, w)
         return y, *pull(dy)
 
-    found = compute(x, w, dy)
-    with jax.enable_x64(True):
-        wanted = [np.asarray(a) for a in expected(*(jnp.asarray(np.asarray(a, np.float64)) for a in (x, w, dy)))]
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(compute(x, w, dy), wide(expected, x, w, dy), strict=True):
         assert ours.shape == theirs.shape and ours.dtype == jnp.float32
         assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= BOUNDS[module] * np.linalg.norm(theirs)
 
@@ -68,16 +59,12 @@ def test_fourier(size, kernel, padding, dilation, features):
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_every_geometry(data):
+@given(axes=geometries(), images=st.integers(1, 3), module=st.sampled_from([direct, depthwise]))
+def test_every_geometry(axes, images, module):
     """Whatever the size, kernel, stride, padding and dilation of each axis: padding beyond the reach too."""
-    number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
-    kernel, strides, dilation = ((number(1, 3), number(1, 3)) for _ in range(3))
-    padding = tuple((number(0, 3), number(0, 3)) for _ in range(2))
-    size = tuple(number(max(d * (k - 1) + 1 - sum(p), 1), 9) for d, k, p in zip(dilation, kernel, padding, strict=True))
-    module = data.draw(st.sampled_from([direct, depthwise]))
+    kernel, strides, dilation, padding, size = axes
     groups, w = (6, (*kernel, 1, 12)) if module is depthwise else (1, (*kernel, 17, 18))
-    check(module, (number(1, 3), *size, 6 if groups > 1 else 17), w, strides, padding, dilation, groups)
+    check(module, (images, *size, 6 if groups > 1 else 17), w, strides, padding, dilation, groups)
 
 
 @pytest.mark.parametrize("strides", [1, 2, (3, 1)])
