@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from kernels.convolution.windows import Geometry, Pair, pad, taps
+from kernels.convolution.windows import Geometry, Pair, taps
 from kernels.convolution.xla import phases
 
 TERMS = 4  # of a sum in one loop: with more, rows that are a power of two apart fall on each other in the cache
@@ -26,22 +26,18 @@ def input_gradient(geometry: Geometry, dy: jax.Array, w: jax.Array, size: Pair) 
 def weight_gradient(geometry: Geometry, x: jax.Array, dy: jax.Array, kernel: Pair) -> jax.Array:
     """Sums over images and pixels a few terms at a time: XLA's own sum over many rows is ten times slower."""
     x = jnp.repeat(x, dy.shape[3] // geometry.groups, axis=3)
-    (top, bottom), across = geometry.padding
-    unseen = (x.shape[1] + top + bottom - geometry.reach(kernel)[0] - 1) % geometry.strides[
-        0
-    ]  # rows beyond all windows
-    more = -dy.shape[1] % TERMS  # rows of zeros, for whole blocks
-    x = pad(pad(x, ((top, bottom - unseen), across)), ((0, more * geometry.strides[0]), (0, 0)))
-    dy = pad(dy, ((0, more), (0, 0)))
-    seen = geometry._replace(padding=((0, 0), (0, 0)))
-    dw = jnp.stack([_sum(tap, dy) for _, tap in taps(x, kernel, seen)])  # (kh kw, W', K)
+    dw = jnp.stack([_sum(tap, dy) for _, tap in taps(x, kernel, geometry)])  # (kh kw, W', K)
     return _all(dw.swapaxes(0, 1)).reshape(*kernel, 1, -1)
 
 
 def _sum(tap, dy):
     """The products of (N, H', W', K), summed over images and rows: (W', K)."""
-    part = sum(tap[:, r::TERMS] * dy[:, r::TERMS] for r in range(TERMS))
-    return _all(part.reshape(-1, *part.shape[2:]))
+    rows = dy.shape[1]
+    whole = rows - rows % TERMS
+    blocks = [tap[:, r:whole:TERMS] * dy[:, r:whole:TERMS] for r in range(TERMS)] if whole else []
+    rest = [tap[:, r : r + 1] * dy[:, r : r + 1] for r in range(whole, rows)]
+    parts = [sum(terms[1:], terms[0]) for terms in (blocks, rest) if terms]
+    return sum(_all(part.reshape(-1, *part.shape[2:])) for part in parts)
 
 
 def _all(a):
