@@ -23,6 +23,7 @@ from jax.interpreters import ad, batching, mlir
 
 from kernels.convolution import backends, partition
 from kernels.convolution.windows import Geometry, Pair
+from kernels.fusion import apart
 from kernels.meshes import varying
 
 
@@ -41,19 +42,22 @@ def weight_gradient(implementation: str, geometry: Geometry, x: jax.Array, dy: j
     return weight_gradient_p.bind(*varying((x, dy)), implementation=implementation, geometry=geometry, kernel=kernel)
 
 
-def _forward(x, w, *, implementation, geometry):
+def _forward(x, w, *, implementation, geometry, devices=1):
     function = functools.partial(backends.module(implementation).forward, geometry)
-    return partition.call(implementation, function, f"n h w c, i j e {_k(geometry)} -> n p q {_k(geometry)}", x, w)
+    k = _k(geometry)
+    return partition.call(implementation, function, f"n h w c, i j e {k} -> n p q {k}", x, w, devices=devices)
 
 
-def _input_gradient(dy, w, *, implementation, geometry, size):
+def _input_gradient(dy, w, *, implementation, geometry, size, devices=1):
     function = lambda dy, w: backends.module(implementation).input_gradient(geometry, dy, w, size)  # noqa: E731
-    return partition.call(implementation, function, "n p q m, i j e m -> n h w c", dy, w)
+    k = _k(geometry)
+    return partition.call(implementation, function, f"n p q {k}, i j e {k} -> n h w c", dy, w, devices=devices)
 
 
-def _weight_gradient(x, dy, *, implementation, geometry, kernel):
+def _weight_gradient(x, dy, *, implementation, geometry, kernel, devices=1):
     function = lambda x, dy: backends.module(implementation).weight_gradient(geometry, x, dy, kernel)  # noqa: E731
-    return partition.call(implementation, function, f"n h w c, n p q {_k(geometry)} -> i j e {_k(geometry)}", x, dy)
+    k = _k(geometry)
+    return partition.call(implementation, function, f"n h w c, n p q {k} -> i j e {k}", x, dy, devices=devices)
 
 
 def _k(geometry):
@@ -63,12 +67,19 @@ def _k(geometry):
 
 def _primitive(function, shape):
     primitive = Primitive(f"convolution{function.__name__}")
-    primitive.def_impl(jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs))
+    static = [name for name in inspect.getfullargspec(function).kwonlyargs if name != "devices"]
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
     primitive.def_abstract_eval(
         lambda a, b, implementation, **static: a.update(shape=shape(a.shape, b.shape, **static))
     )
     dispatch.prim_requires_devices_during_lowering.add(primitive)  # as custom_partitioning does, which is within
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+
+    def lower(context, *operands, **static):
+        devices = getattr(context.module_context.axis_context, "num_devices", 1)  # within jax.shard_map there is one
+        divided = functools.partial(function, devices=devices)
+        return mlir.lower_fun(divided, multiple_results=False)(context, *operands, **static)
+
+    mlir.register_lowering(primitive, lower)
     return primitive
 
 
@@ -108,15 +119,10 @@ def _batch(primitive, function, operands, axes, **static):
         return jax.vmap(functools.partial(function, **static), in_axes=inside)(first, second), 0
     bind = functools.partial(primitive.bind, **static)
 
-    def one(turn, mapped):
-        each = [mapped.get(i, a) for i, a in enumerate((first, second))]
-        # XLA fuses nothing across a condition: else the convolution's last step, with what puts it into the stack.
-        zeros = lambda *each: varying((jnp.zeros(jax.eval_shape(bind, *each).shape, first.dtype), *each))[0]  # noqa: E731
-        return lax.cond(turn >= 0, bind, zeros, *each)
+    def one(mapped):
+        return apart(bind, *(mapped.get(i, a) for i, a in enumerate((first, second))))  # from the stack of results
 
-    mapped = {i: a for i, a in enumerate((first, second)) if axes[i] is not None}
-    turns = jnp.arange(next(iter(mapped.values())).shape[0], dtype=jnp.int32)
-    return lax.map(lambda given: one(*given), (turns, mapped)), 0
+    return lax.map(one, {i: a for i, a in enumerate((first, second)) if axes[i] is not None}), 0
 
 
 for _p, _f in ((forward_p, _forward), (input_gradient_p, _input_gradient), (weight_gradient_p, _weight_gradient)):

@@ -15,15 +15,17 @@ from kernels.convolution.epilogue import Epilogue
 from kernels.meshes import varying
 
 KERNELS = ("hopper",)  # libtpu divides no kernel: `tpu` goes by explicit axes, or within jax.shard_map
+ORDERED = ("xla",)  # whose dense forms take images in another order: XLA would move them between the devices
 DIVIDED = "nk"
 
 
-def call(name: str, function: Callable, rule: str, *operands: jax.Array | None) -> jax.Array:
-    """`function(*operands)`, divided by XLA's partitioner if it is a kernel of this name; None falls away.
+def call(name: str, function: Callable, rule: str, *operands: jax.Array | None, devices: int = 1) -> jax.Array:
+    """`function(*operands)`, divided by the rule where XLA's partitioner needs one; None falls away.
 
     Images that are divided and not in the result are summed over the devices.
     """
-    if name not in KERNELS or target.interpreter() is not None:  # whose callbacks no compiler divides
+    divides = name in KERNELS or name in ORDERED and devices > 1 and "k" in rule
+    if not divides or target.interpreter() is not None:  # whose callbacks no compiler divides
         return function(*operands)
     inputs, result = (side.split(", ") for side in rule.split(" -> "))
     given = [i for i, a in enumerate(operands) if a is not None]

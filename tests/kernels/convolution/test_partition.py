@@ -92,3 +92,31 @@ def test_within_shard_map():
     divided = jax.shard_map(of_a_part, mesh=make_mesh(), in_specs=(P("a"), P()), out_specs=(P(), P()))
     for ours, theirs in zip(divided(x, w), jax.value_and_grad(loss, argnums=1)(x, w), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape, kernel, options",
+    [
+        ((8, 16, 16, 32), (3, 3, 1, 32), {"groups": 32}),
+        ((8, 17, 15, 32), (3, 3, 1, 32), {"groups": 32, "strides": 2}),
+        ((8, 16, 16, 24), (1, 1, 24, 32), {}),
+        ((8, 16, 16, 128), (3, 3, 128, 128), {}),
+        ((8, 8, 8, 256), (3, 3, 256, 256), {}),
+        ((8, 16, 16, 24), (3, 3, 24, 32), {"strides": 2}),
+        ((8, 16, 16, 24), (3, 3, 12, 32), {"groups": 2, "dilation": 2}),
+    ],
+    ids=str,
+)
+def test_divided_images_need_one_sum(shape, kernel, options):
+    """That of the weights' gradient over the devices, whatever the form."""
+    mesh = make_mesh()
+    x = jax.device_put(draw(0, *shape), NamedSharding(mesh, P(("a", "b"))))
+    w = jax.device_put(draw(1, *kernel), NamedSharding(mesh, P()))
+
+    def gradients(x, w):
+        y, pull = jax.vjp(lambda x, w: convolution(x, w, **options, implementation="xla"), x, w)
+        return pull(y)
+
+    program = jax.jit(gradients).lower(x, w).compile().as_text()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    assert re.findall(rf" ({kinds})(?:-start)?\(", program) == ["all-reduce"]
