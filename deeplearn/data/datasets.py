@@ -75,12 +75,17 @@ def _part(source: Source, rows: np.ndarray) -> Source:
     return Arrays(source.__getitems__(rows)) if isinstance(source, Arrays) else Subset(source, rows)
 
 
+def data_root(data_dir: str | os.PathLike | None) -> Path:
+    """The TFDS directory: `data_dir`, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
 def prepared(name: str, data_dir, manual_dir) -> Path:
     """The directory of the newest version that is prepared; it is prepared first if it is ours to build.
 
     Raises UserError for a name that is unknown, and for data that cannot be had.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = data_root(data_dir)
     own = user_cache() / "tfds"
     for place in (root, own):
         versions = {}

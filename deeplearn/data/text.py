@@ -1,6 +1,7 @@
-"""Texts by name, character by character: prepared by TFDS or by our builder, encoded once and kept as arrays."""
+"""Texts by name, in characters or other tokens: prepared by TFDS or by our builder, encoded once, kept as arrays."""
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import SPLITS, Data, check
 from deeplearn.errors import UserError
 
+if TYPE_CHECKING:
+    from deeplearn.data.tokenizers import Tokenizer
+
 _CACHE_FORMAT = 1
 
 
@@ -17,10 +21,14 @@ def load(
     name: str,
     *,
     length: int,
+    tokenizer: "Tokenizer | None" = None,
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
 ) -> Data:
     """The text of this name in windows: examples {"tokens": (length + 1,)}, uint8, int32 beyond 256 characters.
+
+    With a tokenizer (see `tokenizers.load`) the tokens are its, in the smallest of uint8, uint16 and int32 that holds
+    its vocabulary; each tokenizer's are kept in a file of their own.
 
     Train, validation and test are TFDS's, texts of their own; see `windows` for how each is cut, and `encode` for the
     numbers. The directories are those of `datasets.load`: any data set that was prepared there as ArrayRecord, with a
@@ -30,7 +38,7 @@ def load(
     Raises UserError for a name that is unknown, for data that is absent, damaged or not as expected, and for a length
     that does not fit.
     """
-    arrays = _arrays(name, data_dir, manual_dir)
+    arrays = _arrays(name, data_dir, manual_dir, tokenizer)
     train, validation, test = (Arrays({"tokens": windows(arrays[split], length)}) for split in SPLITS)
     return check(Data(name, train, validation, test))
 
@@ -99,14 +107,19 @@ def _text(codes: np.ndarray) -> str:
     return "".join(map(chr, codes))
 
 
-def _arrays(name: str, data_dir, manual_dir) -> dict[str, np.ndarray]:
-    """The tokens of each split, and `vocabulary`, the characters' code points."""
+def _arrays(name: str, data_dir, manual_dir, tokenizer=None) -> dict[str, np.ndarray]:
+    """The tokens of each split; without a tokenizer also `vocabulary`, the characters' code points."""
     folder = datasets.prepared(name, data_dir, manual_dir)
-    file, folders = datasets.kept_in(name, folder, f"tokens{_CACHE_FORMAT}")
-    return cached(file, folders, lambda: _encoded(_read(name, folder)))
+    what = f"tokens{_CACHE_FORMAT}" + (f"-{tokenizer.name}" if tokenizer else "")
+    file, folders = datasets.kept_in(name, folder, what)
+    return cached(file, folders, lambda: _encoded(_read(name, folder), tokenizer))
 
 
-def _encoded(texts: dict[str, str]) -> dict[str, np.ndarray]:
+def _encoded(texts: dict[str, str], tokenizer) -> dict[str, np.ndarray]:
+    if tokenizer:
+        size = tokenizer.vocabulary_size
+        dtype = np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.int32
+        return {split: tokenizer.encode(text).astype(dtype) for split, text in texts.items()}
     known = np.unique(_codes("".join(texts.values())))
     return {"vocabulary": known, **{split: encode(text, _text(known)) for split, text in texts.items()}}
 

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeplearn.data import builders, datasets, text
+from deeplearn.data import builders, datasets, text, tokenizers
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import SPLITS
 from deeplearn.errors import UserError
@@ -106,6 +106,45 @@ def test_encoded_once(tiny, data_dir, monkeypatch):
     again = text.load("tiny_text", length=2, data_dir=data_dir)
     np.testing.assert_array_equal(again.test.arrays["tokens"], first.test.arrays["tokens"])
     assert text.vocabulary("tiny_text", data_dir=data_dir) == ALL
+
+
+def by_words(name, size):
+    """A tokenizer of these texts' words, which are the last of its vocabulary."""
+    words = sorted({word for content in TEXTS.values() for word in content.split(" ")})
+
+    def encode(content):
+        return np.array([size - 1 - words.index(word) for word in content.split(" ")], np.int32)
+
+    def decode(tokens):
+        return " ".join(words[size - 1 - token] for token in tokens)
+
+    return tokenizers.Tokenizer(name, size, encode, decode)
+
+
+@pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.int32)])
+def test_tokens_of_a_tokenizer(tiny, data_dir, size, dtype):
+    tiny()
+    tokenizer = by_words("words", size)
+    data = text.load("tiny_text", length=1, tokenizer=tokenizer, data_dir=data_dir)
+    for split in SPLITS:
+        tokens = data.split(split).arrays["tokens"]
+        assert tokens.dtype == dtype and data.spec["tokens"].dtype == dtype
+        assert tokenizer.decode([*tokens[:, 0].tolist(), int(tokens[-1, 1])]) == TEXTS[split]
+
+
+def test_each_tokenizer_encodes_once(tiny, data_dir, monkeypatch):
+    folder = tiny()
+    characters = tokenizers.load("characters", "tiny_text", data_dir=data_dir)
+    kinds = (None, by_words("one", 20), by_words("two", 300), characters)
+
+    def load():
+        loaded = [text.load("tiny_text", length=1, tokenizer=kind, data_dir=data_dir) for kind in kinds]
+        return [data.train.arrays["tokens"].tolist() for data in loaded]
+
+    first = load()
+    assert len(list(folder.glob("tiny_text-1.0.0-*-tokens*.npz"))) == 4
+    monkeypatch.setattr(text, "_read", None)
+    assert load() == first and first[0] == first[3] and first[1] != first[2]
 
 
 def test_a_split_that_is_too_short(tiny, data_dir):
