@@ -113,55 +113,50 @@ def test_every_code_point_is_of_its_class():
     white = set("\t\n\v\f\r\x85") | {c for c in everything if kind[c] == "Z"}
     pattern = tokenizers._pattern()
 
-    def joined(before):
+    def going_on(before):
         """The characters that are of one word with this one before them."""
         found = pattern.findall("".join(before + c + "\n" for c in everything if c != "\n"))
         return {word[1] for word in found if len(word) == 2 and word[0] == before} - {"\n"}
 
-    assert joined("a") == {c for c in everything if kind[c] == "L"}
-    assert joined("1") == {c for c in everything if kind[c] == "N"}
-    assert joined("!") == {c for c in everything if kind[c] not in "LN" and c not in white}
+    assert going_on("a") == {c for c in everything if kind[c] == "L"}
+    assert going_on("1") == {c for c in everything if kind[c] == "N"}
+    assert going_on("!") == {c for c in everything if kind[c] not in "LN" and c not in white}
     assert len(white) == 25
 
 
 # byte pairs
 
 
-@st.composite
-def merges(draw):
-    """Merges as training makes them: each joins two tokens that are there; of few bytes, so that they meet."""
-    known, pairs = [64, 65, 66, 220], []  # a b c and the space
-    for _ in range(draw(st.integers(0, 12))):
-        pair = (draw(st.sampled_from(known)), draw(st.sampled_from(known)))
-        if pair not in pairs:
-            pairs.append(pair)
-            known.append(255 + len(pairs))
-    return np.array(pairs, np.int32).reshape(-1, 2)
+def joined(tokens, pair, token):
+    """The tokens, with each occurrence of the pair, from the left, made one."""
+    if len(tokens) < 2:
+        return tokens
+    found = tuple(tokens[:2]) == pair
+    return [token, *joined(tokens[2:], pair, token)] if found else [tokens[0], *joined(tokens[1:], pair, token)]
 
 
 def plainly(tokens, pairs):
-    """Sennrich et al. 2016: again and again, the earliest merge that occurs, wherever it does, from the left."""
+    """Sennrich et al. 2016: again and again, the earliest merge that occurs, wherever it does."""
     for _ in tokens:
         there = [pair for pair in pairs if pair in zip(tokens, tokens[1:], strict=False)]
-        if not there:
-            break
-        rest, tokens = tokens, []
-        while rest:
-            found = tuple(rest[:2]) == there[0]
-            tokens.append(256 + pairs.index(there[0]) if found else rest[0])
-            rest = rest[2 if found else 1 :]
+        tokens = joined(tokens, there[0], 256 + pairs.index(there[0])) if there else tokens
     return tokens
 
 
-@given(merges(), st.text("abc ", max_size=40))
-def test_joined_as_the_paper_says(merges, content):
-    tokenizer = tokenizers.byte_pairs("drawn", merges)
-    one = tokenizers.byte_pairs("bytes", merges[:0])
-    pairs = [tuple(pair) for pair in merges.tolist()]
-    expected = [plainly(one.encode(word).tolist(), pairs) for word in tokenizers.words(content)]
-    tokens = tokenizer.encode(content)
-    assert tokens.dtype == np.int32 and tokens.tolist() == sum(expected, [])
-    assert tokenizer.decode(tokens) == content
+@given(st.data(), st.text("abc", max_size=30), st.text("abc ", max_size=60))
+def test_joined_as_the_paper_says(data, learnt, content):
+    """On the word whose neighbours were joined to learn the merges, and on another text."""
+    numbers = dict(zip("abc ", (64, 65, 66, 220), strict=True))
+    tokens, pairs = [numbers[letter] for letter in learnt], []
+    while len(tokens) > 1 and data.draw(st.booleans() | st.just(True)):
+        where = data.draw(st.integers(0, len(tokens) - 2))
+        pairs.append((tokens[where], tokens[where + 1]))
+        tokens = joined(tokens, pairs[-1], 255 + len(pairs))
+    tokenizer = tokenizers.byte_pairs("learnt", np.array(pairs, np.int32).reshape(-1, 2))
+    assert tokenizer.encode(learnt).tolist() == tokens
+    expected = [plainly([numbers[letter] for letter in word], pairs) for word in tokenizers.words(content)]
+    assert tokenizer.encode(content).tolist() == sum(expected, [])
+    assert tokenizer.decode(tokenizer.encode(content)) == content
 
 
 @given(st.text())
