@@ -26,17 +26,20 @@ def base_config(**fields) -> ConfigDict:
             "accumulate": 1,  # a batch's gradient is the mean over so many smaller batches, one after another
             "log_every": 200,  # steps; the metrics' mean over them is what a log line shows
             "eval_every": 0,  # steps; 0: once an epoch
+            "eval_batch_size": 500,  # examples evaluated at once; fewer take less memory
             "checkpoint_every": 0,  # steps; 0: after each evaluation
             "patience": 0,  # stop after so many evaluations without a better one; 0: never
             "target": "",  # e.g. accuracy>=0.99: the clock's reading when validation first reaches it
             "precision": "float32",  # or bfloat16, of the computation; parameters are float32 always
             "mesh": "",  # e.g. data:4,tensor:2; empty: all devices on the data axis
+            "placement": "",  # rules before the model's, e.g. embed=data,out/kernel$=tensor+fsdp
+            "zero": False,  # divide the optimizer's state over data too: less memory, a gather more
             "clip_norm": 0.0,  # of the gradient's global norm; 0: none
             "l1": 0.0,
             "l2": 0.0,
             "max_norm": 0.0,  # of each unit's incoming weights; 0: none
             "ema": 0.0,  # decay of the average of the parameters that is evaluated; 0: none
-            "remat": False,  # recompute a block's activations in the backward pass: less memory, more time
+            "remat": "none",  # or dots, full: what of a block the backward pass computes anew; less memory, more time
         }
     )
     for name, value in fields.items():
@@ -54,7 +57,7 @@ def compute_dtype(config) -> str:
 
 def check(config) -> None:
     """Raise UserError for the first number that makes no sense."""
-    for name in ("batch_size", "accumulate", "log_every"):
+    for name in ("batch_size", "accumulate", "log_every", "eval_batch_size"):
         if config[name] < 1:
             raise UserError(f"config.{name} is {config[name]}; it must be at least 1")
     for name in ("steps", "eval_every", "checkpoint_every", "patience", "clip_norm", "l1", "l2", "max_norm"):

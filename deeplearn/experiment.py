@@ -34,6 +34,8 @@ class Experiment(NamedTuple):
     Fields:
       task, data, optimizer: see deeplearn.tasks, deeplearn.data, deeplearn.optimizers.
       model: the Flax module behind the task, for the pictures of it; None if there is none.
+      rules: how the model's parameters lie on a mesh, before the usual rules; see deeplearn.parallel.placement.
+      tokenizer: of a language model's text, see deeplearn.data.tokenizers; None of any other.
       batch_size, steps, log_every, eval_every, checkpoint_every: all counted in steps of the optimizer.
       target: a Target or None.
       config: the config that all this came from.
@@ -43,6 +45,8 @@ class Experiment(NamedTuple):
     data: Any
     optimizer: Any
     model: Any
+    rules: tuple
+    tokenizer: Any
     batch_size: int
     steps: int
     log_every: int
@@ -95,7 +99,7 @@ def check_target(target: Target | None, task, data) -> Target | None:
     return target
 
 
-def wire(config, task, data, model=None, optimizer=None) -> Experiment:
+def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=None) -> Experiment:
     """The experiment of a config: its optimizer and schedule by name, its regularizers, its budget in steps.
 
     `optimizer` may be a `deeplearn.optimizers.Optimizer` of one's own, in place of the config's.
@@ -123,6 +127,8 @@ def wire(config, task, data, model=None, optimizer=None) -> Experiment:
         data=data,
         optimizer=optimizer,
         model=model,
+        rules=rules,
+        tokenizer=tokenizer,
         batch_size=batch_size,
         steps=steps,
         log_every=min(config.log_every, eval_every),

@@ -70,9 +70,26 @@ def sequences(length: int, features: int, count: int) -> Arrays:
     return {"inputs": values[:, :-1], "targets": values[:, -1, :1]}
 
 
+def texts(vocabulary: int, length: int, count: int) -> Arrays:
+    """Windows (count, length + 1) uint8 of tokens, each drawn by the one before it.
+
+    >>> {name: (array.shape, array.dtype.name) for name, array in texts(65, 8, 5).items()}
+    {'tokens': ((5, 9), 'uint8')}
+    """
+    rng = np.random.default_rng(0)
+    follows = rng.integers(0, vocabulary, (vocabulary, 4), np.uint8)
+    tokens = rng.integers(0, vocabulary, (count, length + 1), np.uint8)
+    for t in range(length):
+        tokens[:, t + 1] = follows[tokens[:, t], tokens[:, t + 1] % 4]
+    return {"tokens": tokens}
+
+
 def prepared(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches (inputs, targets) that a peer finds ready: float32, pixels already in [-1, 1]."""
+    """The batches (inputs, targets) that a peer finds ready: float32, pixels already in [-1, 1]; or int32 tokens."""
     arrays = case.data(min(PREPARED * case.batch_size, case.examples))
+    if "tokens" in arrays:
+        tokens = arrays["tokens"].astype(np.int32)
+        arrays = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
     inputs, targets = arrays.values()
     for start in range(0, len(inputs) - case.batch_size + 1, case.batch_size):
         rows = slice(start, start + case.batch_size)
@@ -82,6 +99,7 @@ def prepared(case: Case) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 mnist, cifar10 = partial(images, (28, 28, 1)), partial(images, (32, 32, 3))
 short, long = partial(sequences, 10, 1), partial(sequences, 128, 256)
+characters = partial(texts, 65, 64)
 
 MOBILENET = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 
@@ -93,6 +111,7 @@ CASES = {
     "cifar10_transformer": Case("a ViT of 4 layers, 128 wide, batch 64", "transformer", 64, 45_000, cifar10),
     "resnet20": Case("a ResNet-20 on 32 x 32, batch 128", "resnet", 128, 45_000, cifar10),
     "mobilenet": Case("a MobileNet on 64 x 64, batch 32", "mobilenet", 32, 8_192, partial(images, (64, 64, 3))),
+    "shakespeare_gpt": Case("a GPT of 4 layers, 128 wide, 64 characters, batch 12", "gpt", 12, 8_192, characters),
 }
 
 

@@ -11,11 +11,13 @@ from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
 from deeplearn.experiment import Experiment, wire
 from deeplearn.models.cnn import CNN
+from deeplearn.models.gpt import GPT, Architecture
 from deeplearn.models.mobilenet import MobileNet
 from deeplearn.models.resnet import ResNet
 from deeplearn.models.rnn import SequenceRNN
 from deeplearn.models.transformer import VisionTransformer
 from deeplearn.tasks.classification import classification
+from deeplearn.tasks.language_modelling import language_modelling
 from deeplearn.tasks.regression import regression
 from deeplearn.tasks.transformations import preprocess
 from deeplearn.training import program as programs
@@ -27,6 +29,7 @@ MODELS = {
     "transformer": VisionTransformer(patch=4, width=128, depth=4, heads=4, classes=10),
     "resnet": ResNet(depth=20, classes=10),
     "mobilenet": MobileNet(classes=10),
+    "gpt": GPT(Architecture(vocabulary=65, length=64, width=128, depth=4, heads=4, bias=False)),
 }
 
 
@@ -37,6 +40,8 @@ def experiment(case: Case) -> Experiment:
     model = MODELS[case.model]
     if "image" in data.spec:
         task = preprocess(classification(model, data.spec["image"].shape, 10), augment.scale(-1.0, 1.0))
+    elif "tokens" in data.spec:
+        task = language_modelling(model, data.spec["tokens"].shape[0] - 1)
     else:
         task = regression(model, data.spec["inputs"].shape)
     config = base_config(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=case.batch_size, mesh="data:1")

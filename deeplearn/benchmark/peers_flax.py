@@ -57,6 +57,21 @@ class VisionTransformer(nn.Module):
         return nn.Dense(10)(nn.LayerNorm()(x).mean(axis=1))
 
 
+class GPT(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, train: bool):
+        embedding = nn.Embed(65, 128, embedding_init=nn.initializers.normal(0.02))
+        positions = self.param("positions", nn.initializers.normal(0.02), (64, 128))
+        x, mask = embedding(tokens) + positions, nn.make_causal_mask(tokens)
+        for _ in range(4):
+            y = nn.LayerNorm(use_bias=False)(x)
+            x = x + nn.MultiHeadDotProductAttention(num_heads=4, use_bias=False)(y, mask=mask)
+            y = nn.LayerNorm(use_bias=False)(x)
+            y = nn.gelu(nn.Dense(512, use_bias=False)(y))
+            x = x + nn.Dense(128, use_bias=False)(y)
+        return embedding.attend(nn.LayerNorm(use_bias=False)(x))
+
+
 class ResidualBlock(nn.Module):
     """Where the shape changes, the shortcut skips pixels and pads channels with zeros (He et al. 2015)."""
 
@@ -114,7 +129,7 @@ class State(train_state.TrainState):
 
 
 def loss_function(outputs, targets):
-    if targets.ndim == 1:
+    if jnp.issubdtype(targets.dtype, jnp.integer):
         return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
     return jnp.square(outputs - targets).mean()
 
@@ -137,6 +152,7 @@ MODELS = {
     "transformer": VisionTransformer(),
     "resnet": ResNet20(),
     "mobilenet": MobileNet(),
+    "gpt": GPT(),
 }
 
 

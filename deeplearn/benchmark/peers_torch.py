@@ -59,6 +59,38 @@ class VisionTransformer(nn.Module):
         return self.head(self.layers(x + self.positions).mean(dim=1))
 
 
+class GPTLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(128, bias=False), nn.LayerNorm(128, bias=False)
+        self.qkv, self.out = nn.Linear(128, 3 * 128, bias=False), nn.Linear(128, 128, bias=False)
+        self.up, self.down = nn.Linear(128, 512, bias=False), nn.Linear(512, 128, bias=False)
+
+    def forward(self, x):
+        batch, time, width = x.shape
+        heads = (part.view(batch, time, 4, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).split(width, dim=2))
+        y = F.scaled_dot_product_attention(*heads, is_causal=True)  # (B, 4, T, 32)
+        x = x + self.out(y.transpose(1, 2).reshape(batch, time, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """nanoGPT's model for a CPU; the logits' weights are the embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(65, 128), nn.Embedding(64, 128)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
+        self.layers, self.norm = nn.ModuleList(GPTLayer() for _ in range(4)), nn.LayerNorm(128, bias=False)
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.positions.weight[None, : tokens.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return F.linear(self.norm(x), self.tokens.weight).transpose(1, 2)  # (B, 65, T), as cross_entropy has it
+
+
 class ResidualBlock(nn.Module):
     """Where the shape changes, the shortcut skips pixels and pads channels with zeros (He et al. 2015)."""
 
@@ -111,6 +143,7 @@ MODELS = {
     "transformer": VisionTransformer,
     "resnet": ResNet20,
     "mobilenet": MobileNet,
+    "gpt": GPT,
 }
 
 
@@ -138,6 +171,9 @@ def train(case: Case, variant: Variant, compiled: bool) -> Contender:
         layout = {"memory_format": variant.memory_format}
         batches = [(x.permute(0, 3, 1, 2).contiguous(**layout), y.long()) for x, y in batches]
         model = model.to(**layout)
+        loss_function = F.cross_entropy
+    if not batches[0][0].is_floating_point():
+        batches = [(x.long(), y.long()) for x, y in batches]
         loss_function = F.cross_entropy
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     batches = cycle(batches)

@@ -101,7 +101,7 @@ def loop(connection, name: str, cache: Path, **fields) -> None:
     train_step = step.make_step(wired.task, wired.optimizer)
     one = jax.jit(lambda state, rows: train_step(state, {key: x[rows] for key, x in train.items()}), donate_argnums=0)
     init = jax.jit(lambda seed: create(wired.task, wired.optimizer, seed))
-    evaluate = jax.jit(evaluation.make_evaluate(wired.task))
+    evaluate = jax.jit(evaluation.make_evaluate(wired.task, wired.config.eval_batch_size))
 
     def run(seed):
         state, size = init(seed), len(wired.data.train)

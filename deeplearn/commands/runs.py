@@ -34,6 +34,24 @@ def build(path: str, config):
     return experiment.load(path).build(config)
 
 
+def restore(workdir: Path, which: str):
+    """The Experiment of the run in a directory, its Program, and its checkpoint: "best" by validation, or "last"."""
+    from deeplearn.errors import UserError, unknown
+    from deeplearn.training import checkpoints, manifest
+    from deeplearn.training import program as programs
+
+    restores = {"best": checkpoints.restore_best, "last": checkpoints.restore_latest}
+    if which not in restores:
+        raise unknown("checkpoint", which, restores)
+    written = manifest.read(workdir)
+    experiment = build(written["experiment"], config_of(written))
+    program = programs.build(experiment)
+    restored = restores[which](checkpoints.open(workdir / "checkpoints", mode="max"), program.abstract)
+    if restored is None:
+        raise UserError(f"{workdir} has no intact checkpoint; train it first, with the command in its manifest.json")
+    return experiment, program, restored
+
+
 def make_workdir(path: str) -> Path:
     """The directory at `path`, made if need be."""
     from deeplearn.errors import UserError

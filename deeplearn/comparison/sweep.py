@@ -99,7 +99,7 @@ def programs(experiment: Experiment) -> Programs:
         return evaluated_of(state, None if train is None else (train, rows))
 
     def measure(run, validation):
-        values = metrics.result(evaluation.make_evaluate(task)(*run, validation))
+        values = metrics.result(evaluation.make_evaluate(task, experiment.config.eval_batch_size)(*run, validation))
         return {name: value for name, value in values.items() if value.ndim == 0}
 
     return Programs(

@@ -22,13 +22,14 @@ def load(
     *,
     length: int,
     tokenizer: "Tokenizer | None" = None,
+    margin: int = 0,
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
 ) -> Data:
     """The text of this name in windows: examples {"tokens": (length + 1,)}, uint8, int32 beyond 256 characters.
 
     With a tokenizer (see `tokenizers.load`) the tokens are its, in the smallest of uint8, uint16 and int32 that holds
-    its vocabulary; each tokenizer's are kept in a file of their own.
+    its vocabulary; each tokenizer's are kept in a file of their own. Windows for training reach a `margin` further.
 
     Train, validation and test are TFDS's, texts of their own; see `windows` for how each is cut, and `encode` for the
     numbers. The directories are those of `datasets.load`: any data set that was prepared there as ArrayRecord, with a
@@ -39,8 +40,9 @@ def load(
     that does not fit.
     """
     arrays = _arrays(name, data_dir, manual_dir, tokenizer)
-    train, validation, test = (Arrays({"tokens": windows(arrays[split], length)}) for split in SPLITS)
-    return check(Data(name, train, validation, test))
+    margins = dict.fromkeys(SPLITS, 0) | {"train": margin}
+    cut = (Arrays({"tokens": windows(arrays[split], length, margins[split])}) for split in SPLITS)
+    return check(Data(name, *cut))
 
 
 def vocabulary(
@@ -80,22 +82,25 @@ def decode(tokens: np.ndarray, vocabulary: str) -> str:
     return "".join(vocabulary[token] for token in tokens)
 
 
-def windows(tokens: np.ndarray, length: int) -> np.ndarray:
+def windows(tokens: np.ndarray, length: int, margin: int = 0) -> np.ndarray:
     """Cut (N,) into windows of `length` + 1, of which the first is the last of the window before:
 
         windows[i] = tokens[i length : (i + 1) length + 1],   i < (N - 1) // length
 
     so that each token but the first is asked for once, up to the (N - 1) % length at the end, which fill no window.
-    Returns ((N - 1) // length, length + 1). Raises UserError for a length that gives no window.
+    With a margin each goes on for so many tokens more, as far as there are as many: with `length` - 1, every run of
+    `length` + 1 tokens but the last few is in one of them, from which language modelling takes one at random.
+    Returns ((N - 1 - margin) // length, length + 1 + margin). Raises UserError for a length that gives no window.
 
     >>> windows(np.arange(8), 3)
     array([[0, 1, 2, 3],
            [3, 4, 5, 6]])
     """
-    if not 1 <= length < len(tokens):
-        raise UserError(f"length {length} does not fit a text of {len(tokens)}; choose one from 1 to {len(tokens) - 1}")
-    starts = np.arange((len(tokens) - 1) // length) * length
-    return tokens[starts[:, None] + np.arange(length + 1)]
+    if not 1 <= length < len(tokens) - margin:
+        most = (len(tokens) - 1 - margin) if margin < len(tokens) - 1 else 0
+        raise UserError(f"length {length} does not fit a text of {len(tokens)}; choose one from 1 to {most}")
+    starts = np.arange((len(tokens) - 1 - margin) // length) * length
+    return tokens[starts[:, None] + np.arange(length + 1 + margin)]
 
 
 def _codes(text: str) -> np.ndarray:

@@ -1,19 +1,46 @@
 """Trading time for memory."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
+
+from deeplearn.errors import unknown
+
+# What the forward pass keeps for the backward pass, which computes the rest anew.
+POLICIES = {
+    "none": None,  # everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what products with parameters give
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
-def block(module: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """The class of a block that is called as `block(x, train)`; with `remat` one whose activations are computed anew in
-    the backward pass (Chen et al. 2016, Training deep nets with sublinear memory cost).
+def block(module: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The class of a block that is called as `block(x, train)`, its activations kept by a policy of POLICIES (Chen et
+    al. 2016, Training deep nets with sublinear memory cost).
 
-    Give each block its name: Flax would name the two classes differently, and so their parameters.
+    Give each block its name: Flax would name the two classes differently, and so their parameters. Raises UserError for
+    a policy that there is not.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax.numpy as jnp
     >>> class Double(nn.Module):
     ...     def __call__(self, x, train):
     ...         return 2 * x
-    >>> print(block(Double, remat=True)(name="double").apply({}, jnp.ones(1), False))
+    >>> print(block(Double, "full")(name="double").apply({}, jnp.ones(1), False))
     [2.]
     """
-    return nn.remat(module, static_argnums=(2,)) if remat else module
+    check(policy)
+    return module if policy == "none" else nn.remat(module, static_argnums=(2,), policy=POLICIES[policy])
+
+
+def scanned(body: Callable, policy: str) -> Callable:
+    """The body of a scan over layers, its activations kept by a policy of POLICIES."""
+    check(policy)
+    # Within a loop nothing can be shared between the two passes, against which JAX would guard.
+    return body if policy == "none" else jax.checkpoint(body, policy=POLICIES[policy], prevent_cse=False)
+
+
+def check(policy: str) -> None:
+    """Raises UserError for a policy that there is not."""
+    if policy not in POLICIES:
+        raise unknown("remat", policy, POLICIES)

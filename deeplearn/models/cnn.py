@@ -52,7 +52,7 @@ class CNN(nn.Module):
     dropout: float = 0.0
     batch_norm: bool = False
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -47,7 +47,7 @@ class MobileNet(nn.Module):
     width: float = 1.0
     classes: int = 1000
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

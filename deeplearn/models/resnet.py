@@ -55,7 +55,7 @@ class ResNet(nn.Module):
     width: int = 16
     classes: int = 10
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

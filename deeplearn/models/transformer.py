@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
     classes: int = 10
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -6,7 +6,7 @@ the state with it) and `tensor` (features divided). Unused axes have size 1, so 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -47,6 +47,16 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     # have every model say how its arrays are divided.
     auto = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[: math.prod(shape)])
+
+
+def within(mesh: Mesh, function: Callable) -> Callable:
+    """The function, traced with the mesh at hand for layers that say how an array lies on it."""
+
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

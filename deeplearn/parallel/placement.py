@@ -1,9 +1,10 @@
 """Where the arrays of a training state live: small rules from a parameter's path to its dimensions' axes.
 
 A rule is a regular expression and the mesh axes, one for each dimension (None: whole), or a function of
-shape and mesh that returns them. The first that matches a path decides. A recipe puts its own in front:
+shape and mesh that returns them. The first that matches a path decides. A model may name its dimensions by what
+they are, and LOGICAL gives such names axes. A recipe puts its own rules in front:
 
-    rules = ((r"attention/out/kernel$", ("tensor", "fsdp")), *placement.RULES)
+    rules = ((r"attention/out/kernel$", ("features", "embed")), *placement.RULES)
 
 The rest of the state follows the parameters: a moment, an average or a target network has a parameter's
 shape, and its path at the end of its own. Placement changes where a number is computed, never which.
@@ -57,8 +58,47 @@ RULES: tuple[Rule, ...] = (
     (r"", fsdp),
 )
 
+# The axis that divides a dimension of this name. Products with `features` on the outside and then on the inside, as in
+# attention and in an MLP, need one sum over tensor between them (Shoeybi et al. 2019, section 3).
+LOGICAL: dict[str, str | None] = {
+    "features": "tensor",
+    "vocabulary": "tensor",
+    "embed": "fsdp",
+    "length": None,
+    "layers": None,  # of a loop over layers, which gathers what fsdp divides a layer at a time
+}
 
-def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
+
+def parse(text: str) -> tuple[tuple[Rule, ...], dict[str, str | None]]:
+    """Rules and logical names of a text such as `embed=data, out/kernel$=tensor+fsdp`; the rest is LOGICAL.
+
+    A logical name has one axis; the dimensions of what a regular expression matches have one each; `-` is whole.
+    Raises UserError for a part that is no such pair.
+
+    >>> rules, logical = parse("vocabulary=-, out/kernel$=tensor+fsdp")
+    >>> rules, logical["vocabulary"]
+    ((('out/kernel$', ('tensor', 'fsdp')),), None)
+    """
+    rules, logical = [], dict(LOGICAL)
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, sign, right = (word.strip() for word in part.rpartition("="))
+        axes = tuple(None if axis == "-" else axis for axis in right.split("+"))
+        if not sign or not name or not right:
+            raise errors.UserError(f"placement {part!r} is not of the form NAME=AXIS or PATTERN=AXIS+AXIS")
+        if name in LOGICAL:
+            if len(axes) > 1:
+                raise errors.UserError(f"placement {part!r}: a dimension has one axis, or - for none")
+            logical[name] = axes[0]
+        else:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise errors.UserError(f"placement {name!r} is no regular expression: {error}") from None
+            rules.append((name, axes))
+    return tuple(rules), logical
+
+
+def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES, logical: dict[str, str | None] = LOGICAL) -> Any:
     """The NamedSharding of each parameter, in the same tree; arrays may be abstract (`jax.eval_shape`).
 
     An axis that does not divide its dimension leaves it whole, and so does an axis of size 1. A parameter
@@ -74,21 +114,30 @@ def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Any:
 
     def sharding(path, leaf):
         name = _name(path)
-        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), (None,) * len(leaf.shape))
-        axes = axes(leaf.shape, mesh) if callable(axes) else axes
-        return NamedSharding(mesh, _spec(name, leaf.shape, axes, mesh))
+        axes = _first(rules, name)
+        axes = (None,) * len(leaf.shape) if axes is None else axes(leaf.shape, mesh) if callable(axes) else axes
+        return NamedSharding(mesh, _spec(name, leaf.shape, [logical.get(axis, axis) for axis in axes], mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def place_state(state: State, mesh: Mesh, rules: Sequence[Rule] = RULES) -> State:
+def place_state(
+    state: State,
+    mesh: Mesh,
+    rules: Sequence[Rule] = RULES,
+    logical: dict[str, str | None] = LOGICAL,
+    zero: bool = False,
+) -> State:
     """The NamedSharding of each leaf of a training state, which is any tree with a field `params`.
 
     `state.params` go by the rules. A leaf elsewhere that has a parameter's shape, and its path at the end of
     its own, is placed with it: Adam's moments, an average, a target network. The rest is replicated: step,
     rng, batch statistics, Adafactor's rows and columns, the history of L-BFGS.
+
+    With `zero`, what the optimizer has beside a parameter is divided over data too, by the largest dimension that is
+    left (Rajbhandari et al. 2020, ZeRO, section 5, stage 1): each copy updates its part, and the parts are gathered.
     """
-    placed = place(state.params, mesh, rules)
+    placed = place(state.params, mesh, rules, logical)
     known = {
         _name(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -100,25 +149,31 @@ def place_state(state: State, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Stat
         keys = _name(path).split("/")
         suffixes = ("/".join(keys[start:]) for start in range(len(keys)))  # the longest first
         shape, of_param = known.get(next((s for s in suffixes if s in known), None), (None, None))
-        return of_param if shape == leaf.shape else replicated(mesh)
+        if shape != leaf.shape:
+            return replicated(mesh)
+        return _over_data(shape, of_param) if zero and keys[0] == "opt_state" else of_param
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def gather(params: Params, shardings: Any) -> Params:
+def gather(params: Params, shardings: Any, rules: Sequence[Rule] = RULES) -> Params:
     """Inside `jax.jit`, brings together what fsdp divides, for a forward pass; `tensor` stays divided.
 
     Called in the function that is differentiated, it makes fsdp what its name says: an all-gather of each
     parameter and, its transpose, a sum of each gradient, of which a device keeps its own part. Left to itself
     the compiler may move activations instead, and may carry small parameters through a loop divided. Free
-    where fsdp has size 1.
+    where fsdp has size 1. Parameters of a loop over layers stay as they are: the loop gathers them, see
+    deeplearn.layers.sharding.
     """
 
-    def together(sharding):
-        axes = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        return NamedSharding(sharding.mesh, PartitionSpec(*axes))
+    def together(path, x, sharding):
+        axes = _first(rules, _name(path))
+        if not callable(axes) and axes is not None and "layers" in axes:
+            return x
+        spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
 
-    return jax.lax.with_sharding_constraint(params, jax.tree.map(together, shardings))
+    return jax.tree_util.tree_map_with_path(together, params, shardings)
 
 
 def table(tree: Any, shardings: Any) -> str:
@@ -152,6 +207,24 @@ def _divide_largest(shape: Shape, mesh: Mesh, axes: Axes) -> Axes:
     free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["fsdp"] == 0]
     largest = max(free, key=lambda i: shape[i], default=None)
     return tuple("fsdp" if i == largest else axis for i, axis in enumerate(axes))
+
+
+def _over_data(shape: Shape, sharding: NamedSharding) -> NamedSharding:
+    """The sharding with data on the largest dimension that is whole and that data divides; small arrays as they are."""
+    mesh, spec = sharding.mesh, [*sharding.spec, *(None,) * (len(shape) - len(sharding.spec))]
+    parts = mesh.shape["data"]
+    free = [i for i, size in enumerate(shape) if spec[i] is None and size % parts == 0]
+    if parts == 1 or not free or math.prod(shape) < MIN_SIZE:
+        return sharding
+    spec[max(free, key=lambda i: shape[i])] = "data"
+    while spec[-1] is None:
+        spec.pop()
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _first(rules: Sequence[Rule], name: str):
+    """What the first rule says that matches, None if none does."""
+    return next((axes for pattern, axes in rules if re.search(pattern, name)), None)
 
 
 def _spec(name: str, shape: Shape, axes: Axes, mesh: Mesh) -> PartitionSpec:

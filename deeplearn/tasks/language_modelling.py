@@ -1,17 +1,21 @@
 """Language modelling: the cross-entropy of each next token."""
 
+import jax
 import jax.numpy as jnp
 
 from deeplearn import losses
 from deeplearn.metrics import Mean
 from deeplearn.tasks.task import Task
 
+CROP = 1  # folded into a step's key, for the places
+
 
 def language_modelling(model, length: int) -> Task:
     """The task of a Flax model that maps tokens (B, T) to logits of the tokens that follow, (B, T, vocabulary).
 
     A batch has `batch["tokens"]`, (B, T + 1) integers, T = `length`: the model reads all but the last and is asked for
-    all but the first. Trains on the mean over B and T of
+    all but the first. Of longer rows training takes T + 1 from anywhere, another place at each step, and evaluation the
+    first. Trains on the mean over B and T of
 
         -log softmax(logits[b, t])[tokens[b, t + 1]]
 
@@ -25,15 +29,19 @@ def language_modelling(model, length: int) -> Task:
         variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, length), jnp.int32)))
         return variables.pop("params"), variables
 
-    def parts(batch):
-        tokens = batch["tokens"].astype(jnp.int32)  # (B, T + 1); on the device they may lie as bytes
-        return tokens[:, :-1], tokens[:, 1:]
+    def parts(batch, rng=None):
+        tokens = batch["tokens"].astype(jnp.int32)  # (B, T + 1 or more); on the device they may lie as bytes
+        beyond = tokens.shape[1] - (length + 1)
+        if beyond and rng is not None:
+            starts = jax.random.randint(rng, (tokens.shape[0], 1), 0, beyond + 1)
+            tokens = jnp.take_along_axis(tokens, starts + jnp.arange(length + 1)[None], axis=1)
+        return tokens[:, :length], tokens[:, 1 : length + 1]
 
     def hits(logits, targets):
         return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)  # (B, T)
 
     def loss(params, model_state, batch, rng):
-        inputs, targets = parts(batch)
+        inputs, targets = parts(batch, jax.random.fold_in(rng, CROP))
         logits, model_state = model.apply(
             {"params": params, **model_state}, inputs, train=True, rngs={"dropout": rng}, mutable=list(model_state)
         )

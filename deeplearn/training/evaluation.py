@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from deeplearn import metrics
 from deeplearn.training.state import EVALUATE
 
-ROWS = 500  # a batch's; what memory it takes is bounded, and the last batch is not mostly padding
 REFRESH = 50  # training batches; with momentum 0.9 what is left of the old statistics is 0.9^50 = 0.5 %
 
 
-def make_evaluate(task, parts: int = 1, constrain=lambda batch: batch):
-    """The pure function `(params, model_state, rng, arrays) -> {name: Mean}` over all rows of `arrays`.
+def make_evaluate(task, batch_size: int, parts: int = 1, constrain=lambda batch: batch):
+    """The pure function `(params, model_state, rng, arrays) -> {name: Mean}` over all rows, a batch at a time.
 
     The last batch is filled up with copies of the last row, and a `mask` of 0 that keeps them out of every sum.
     `parts`: the devices that a batch is divided over.
@@ -19,7 +18,7 @@ def make_evaluate(task, parts: int = 1, constrain=lambda batch: batch):
 
     def evaluate(params, model_state, rng, arrays):
         size = jax.tree.leaves(arrays)[0].shape[0]
-        rows = -(-min(ROWS, size) // parts) * parts
+        rows = -(-min(batch_size, size) // parts) * parts
         rng = jax.random.fold_in(rng, EVALUATE)
 
         def one(i):

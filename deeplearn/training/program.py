@@ -45,20 +45,27 @@ def build(experiment: Experiment) -> Program:
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)
     shapes = jax.eval_shape(init)
-    placed, whole = placement.place_state(shapes, mesh), meshes.replicated(mesh)
+    own, logical = placement.parse(config.placement)
+    rules = (*own, *experiment.rules, *placement.RULES)
+    placed = placement.place_state(shapes, mesh, rules, logical, config.zero)
+    whole = meshes.replicated(mesh)
 
     if isinstance(data.train, sources.Arrays):
         fed = feed.resident(data, experiment.batch_size, experiment.log_every, mesh)
     else:
         fed = feed.streamed(data, config.seed, experiment.batch_size, mesh)
-    gather = partial(placement.gather, shardings=placed.params)
+    gather = partial(placement.gather, shardings=placed.params, rules=rules)
     train_step = step.make_step(transformations.with_parameters(task, gather), optimizer, accumulate=config.accumulate)
     chunk = step.make_chunk(train_step, fed.batch_of)
     refresh = min(evaluation.REFRESH, experiment.log_every) if evaluation.needs_refresh(optimizer, shapes) else 0
-    compile = partial(jax.jit, compiler_options=compiler.options())
+
+    def compile(function, **options):
+        return jax.jit(meshes.within(mesh, function), compiler_options=compiler.options(), **options)
+
     evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
     constrain = partial(meshes.constrain_batch, mesh=mesh)
-    sums = compile(evaluation.make_evaluate(task, meshes.batch_parts(mesh), constrain), out_shardings=whole)
+    sums = evaluation.make_evaluate(task, config.eval_batch_size, meshes.batch_parts(mesh), constrain)
+    sums = compile(sums, out_shardings=whole)
 
     def evaluate(state, split):
         params, model_state = evaluated(state, fed.data(int(state.step), refresh) if refresh else None)

@@ -21,7 +21,7 @@ def before(workdir: Path, experiment) -> None:
     batch = data.train.__getitems__(range(min(36, len(data.train))))
     if experiment.model is not None:
         if "tokens" in batch:
-            example = np.zeros_like(batch["tokens"][:1, :-1], np.int32)
+            example = np.zeros_like(data.validation.__getitems__([0])["tokens"][:, :-1], np.int32)  # no margin
         else:
             example = np.zeros((1, *batch[next(iter(batch))].shape[1:]), np.float32)
         pictures.parameter_table(workdir / "parameters.txt", experiment.model, example)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from deeplearn.data import datasets, text
+from deeplearn import experiment
+from deeplearn.data import datasets, text, tokenizers
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
 from deeplearn.experiment import HOME
@@ -21,16 +22,35 @@ def random_images(name, **_):
     return Data(name, split(64, 0), split(20, 1), split(20, 2), tuple("0123456789"))
 
 
-def random_text(name, *, length, **_):
-    def split(size, seed):
-        tokens = np.random.RandomState(seed).randint(0, 65, size * length + 1)
-        return Arrays({"tokens": text.windows(tokens.astype(np.uint8), length)})
+def random_text(name, *, length, tokenizer=None, margin=0, **_):
+    def split(size, seed, margin=0):
+        tokens = np.random.RandomState(seed).randint(0, 65, size * length + 1 + margin)
+        return Arrays({"tokens": text.windows(tokens.astype(np.uint8), length, margin)})
 
-    return Data(name, split(64, 0), split(20, 1), split(20, 2))
+    return Data(name, split(64, 0, margin), split(20, 1), split(20, 2))
+
+
+def tokenizer(name, dataset):
+    """Of as many tokens as there really are; nothing is encoded."""
+    return tokenizers.Tokenizer(name, {"characters": 65, "gpt2": 50_257}[name], None, None)
+
+
+def build(name, **fields):
+    """The experiment with some fields set, and far smaller where it is none for a laptop."""
+    module = experiment.load(name)
+    config = module.get_config()
+    if name == "gpt2":
+        config.update({"length": 16, "width": 32, "depth": 2, "heads": 2, "accumulate": 1, "precision": "float32"})
+    if name == "gpt3":
+        module.SIZES["125m"] = module.SIZES["125m"]._replace(depth=2, width=32, heads=2)
+        config.update({"length": 16, "precision": "float32"})
+    config.update(fields)
+    return module.build(config)
 
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
     monkeypatch.setattr(datasets, "load", random_images)
     monkeypatch.setattr(text, "load", random_text)
+    monkeypatch.setattr(tokenizers, "load", tokenizer)
     monkeypatch.setattr(text, "vocabulary", lambda name: "".join(map(chr, range(65))))

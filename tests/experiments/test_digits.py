@@ -54,7 +54,7 @@ def test_every_schedule_trains(name):
     "fields",
     [
         {"precision": "bfloat16"},
-        {"remat": True},
+        {"remat": "dots"},
         {"accumulate": 4},
         {"ema": 0.99},
         {"clip_norm": 1.0},

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from deeplearn import experiment
 from deeplearn.training import program
-from tests.experiments.conftest import EXPERIMENTS
+from tests.experiments.conftest import EXPERIMENTS, build
 
 STEPS = 3
 
@@ -16,11 +15,8 @@ STEPS = 3
 @functools.cache
 def losses(name, mesh):
     """Training losses of the first steps, then the validation loss."""
-    module = experiment.load(name)
-    config = module.get_config()
-    config.update({"mesh": mesh, "batch_size": 16, "steps": STEPS, "log_every": 1, "schedule": "constant"})
-    config.update({"optimizer": "minibatch_sgd", "learning_rate": 0.0001})
-    e = module.build(config)
+    budget = {"batch_size": 16, "steps": STEPS, "log_every": 1, "schedule": "constant"}
+    e = build(name, mesh=mesh, **budget, optimizer="minibatch_sgd", learning_rate=0.0001)
     compiled = program.build(e)
     state, found = compiled.init(), []
     for step in range(STEPS):

@@ -36,7 +36,7 @@ def lenient():
 
 
 @pytest.mark.parametrize(
-    "name", ["mnist_cnn_64", "sequence_rnn", "lstm", "cifar10_transformer", "resnet20", "mobilenet"]
+    "name", ["mnist_cnn_64", "sequence_rnn", "lstm", "cifar10_transformer", "resnet20", "mobilenet", "shakespeare_gpt"]
 )
 @pytest.mark.parametrize("peer", ["flax", "torch"])
 def test_same_parameters_and_the_loss_falls(peer, name, lenient):

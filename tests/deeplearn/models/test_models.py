@@ -120,9 +120,9 @@ def test_remat_changes_nothing_but_memory(name):
 
         return jax.value_and_grad(loss, has_aux=True)
 
-    found, expected = jit(run(True))(params), jit(run(False))(params)
+    found, expected = jit(run("full"))(params), jit(run("none"))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
-    assert "remat" in str(jax.make_jaxpr(run(True))(params))
+    assert "remat" in str(jax.make_jaxpr(run("full"))(params))
 
 
 @pytest.mark.parametrize("name", MODELS)

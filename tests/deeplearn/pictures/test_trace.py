@@ -143,7 +143,7 @@ NETWORKS = {
     "mlp": (MLP(), (IMAGE,)),
     "cnn": (CNN(), (IMAGE,)),
     "resnet": (ResNet(), (IMAGE,)),
-    "resnet, remat": (ResNet(remat=True), (IMAGE,)),
+    "resnet, remat": (ResNet(remat="full"), (IMAGE,)),
     "transformer": (Transformer(), (IMAGE,)),
     "transformer, scan": (Transformer(scan=True), (IMAGE,)),
     "u-net": (UNet(), (IMAGE,)),

@@ -26,11 +26,10 @@ def images(number):
 
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 33])
 @pytest.mark.parametrize("parts", [1, 8])
-def test_every_row_counts_once(monkeypatch, size, parts):
-    monkeypatch.setattr(evaluation, "ROWS", 16)
+def test_every_row_counts_once(size, parts):
     params, model_state = TASK.init(jax.random.key(0))
     arrays = images(size)
-    means = evaluation.make_evaluate(TASK, parts)(params, model_state, jax.random.key(1), arrays)
+    means = evaluation.make_evaluate(TASK, 16, parts)(params, model_state, jax.random.key(1), arrays)
     whole = TASK.evaluate(params, model_state, arrays, jax.random.key(1))
     assert means["loss"].count == size
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), means, whole)
@@ -73,7 +72,7 @@ def test_evaluation_uses_the_optimizers_own_parameters():
 def test_sums_of_blocks_add_up():
     params, model_state = TASK.init(jax.random.key(0))
     arrays = images(30)
-    evaluate = evaluation.make_evaluate(TASK)
+    evaluate = evaluation.make_evaluate(TASK, 500)
     blocks = [jax.tree.map(lambda x, s=s: x[s], arrays) for s in (slice(0, 11), slice(11, 30))]
     total = metrics.add(*(evaluate(params, model_state, jax.random.key(1), block) for block in blocks))
     whole = evaluate(params, model_state, jax.random.key(1), arrays)

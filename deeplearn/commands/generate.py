@@ -1,0 +1,63 @@
+"""write on from a prompt, by a language model that was trained
+
+    python -m deeplearn generate --workdir=runs/gpt --prompt="ROMEO:" [--tokens=500] [--temperature=0.8] [--top_k=40]
+
+Temperature 0 takes the likeliest token each time. The same seed writes the same text.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory")
+PROMPT = flags.DEFINE_string("prompt", "\n", "the text to go on from")
+TOKENS = flags.DEFINE_integer("tokens", 500, "how many tokens to write", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "divides the logits; 0: the likeliest token", lower_bound=0.0)
+TOP_K = flags.DEFINE_integer("top_k", 0, "draw among the k likeliest tokens; 0: among all", lower_bound=0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the fewest of this probability", lower_bound=0.0, upper_bound=1.0)
+SEED = flags.DEFINE_integer("seed", 0, "of what is drawn")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
+flags.mark_flag_as_required("workdir")
+
+
+def main() -> None:
+    import jax
+
+    from deeplearn import sampling
+    from deeplearn.commands import runs
+    from deeplearn.errors import UserError
+    from deeplearn.models import gpt
+
+    runs.prepare_jax()
+    experiment, program, restored = runs.restore(Path(WORKDIR.value), CHECKPOINT.value)
+    model, tokenizer = experiment.model, experiment.tokenizer
+    if not isinstance(model, gpt.GPT):
+        raise UserError(f"{WORKDIR.value} holds a {type(model).__name__}; generate needs a GPT, as in shakespeare_gpt")
+    prompt = tokenizer.encode(PROMPT.value)
+    if not len(prompt):
+        raise UserError("the prompt is empty; give at least one character, as in --prompt=A")
+    architecture = model.architecture
+    state = restored.state
+    tokens = sampling.generate(
+        lambda params, tokens, cache: model.apply({"params": params}, tokens, cache=cache),
+        experiment.optimizer.evaluation_params(state.opt_state, state.params),
+        gpt.empty(architecture, batch=1),
+        architecture.length,
+        prompt[None],
+        TOKENS.value,
+        jax.random.key(SEED.value),
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+    )
+    shown, written = PROMPT.value, list(prompt)
+    sys.stdout.write(shown)
+    for (token,) in tokens:
+        written.append(token)
+        text = tokenizer.decode(written)
+        if not text.endswith("\ufffd"):  # the first bytes of a character
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    print(tokenizer.decode(written)[len(shown) :])

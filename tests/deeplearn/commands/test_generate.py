@@ -1,0 +1,90 @@
+"""A tiny GPT is trained and writes, as people would have it."""
+
+import pytest
+
+EXPERIMENT = '''"""A GPT that learns the alphabet."""
+
+import numpy as np
+
+from deeplearn.config import base_config
+from deeplearn.data import text, tokenizers
+from deeplearn.data.sources import Arrays
+from deeplearn.data.splits import Data
+from deeplearn.experiment import wire
+from deeplearn.models.gpt import GPT, Architecture
+from deeplearn.tasks.language_modelling import language_modelling
+
+
+def get_config():
+    return base_config(learning_rate=0.01, batch_size=16, steps=120, log_every=60, mesh="data:1")
+
+
+def build(config):
+    tokenizer = tokenizers.characters("abcdef")
+    source = Arrays({"tokens": text.windows(tokenizer.encode("abcdef" * 200).astype(np.uint8), 11)})
+    model = GPT(Architecture(vocabulary=6, length=11, width=32, depth=2, heads=2))
+    task = language_modelling(model, 11)
+    return wire(config, task, Data("alphabet", source, source, source), model, tokenizer=tokenizer)
+'''
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, home):
+    import os
+    import subprocess
+    import sys
+
+    from tests.deeplearn.commands.conftest import ROOT
+
+    folder = tmp_path_factory.mktemp("alphabet")
+    (folder / "alphabet.py").write_text(EXPERIMENT)
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    more = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}
+    command = [
+        sys.executable,
+        "-m",
+        "deeplearn",
+        "train",
+        f"--config={folder / 'alphabet.py'}",
+        f"--workdir={folder}/run",
+    ]
+    subprocess.run(command, env=kept | more, cwd=folder, check=True, capture_output=True, timeout=300)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--temperature=0",),
+        ("--top_k=1",),
+        ("--top_p=0.2", "--temperature=0.5"),
+        ("--temperature=0", "--checkpoint=last"),
+    ],
+    ids=str,
+)
+def test_it_writes_on(run, trained, flags):
+    """Beyond the model's length of 11 too."""
+    status, out, err = run("generate", f"--workdir={trained}", "--prompt=cd", "--tokens=40", *flags)
+    assert (status, err) == (0, "")
+    assert out == ("abcdef" * 8)[2:44] + "\n"
+
+
+def test_a_seed_writes_the_same_again(run, trained):
+    command = ("generate", f"--workdir={trained}", "--prompt=a", "--tokens=30", "--temperature=5")
+    texts = [run(*command, f"--seed={seed}")[1] for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2] and set(texts[0].strip()) <= set("abcdef")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--prompt=",), "the prompt is empty; give at least one character"),
+        (("--prompt=abx",), "character 2 of the text, 'x', is not in the vocabulary"),
+        (("--temperature=-1",), "temperature"),
+        (("--top_p=1.5",), "top_p"),
+        (("--checkpoint=first",), "unknown checkpoint 'first'"),
+    ],
+)
+def test_mistakes(run, trained, flags, message):
+    status, _, err = run("generate", f"--workdir={trained}", *flags)
+    assert status == 2 and message in err and err.count("\n") == 1

@@ -1,0 +1,172 @@
+"""The decoder-only Transformer: every variant, its cache, and PyTorch's layers with the same weights."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplearn.errors import UserError
+from deeplearn.models import gpt
+from deeplearn.models.gpt import GPT, Architecture
+
+SMALL = Architecture(vocabulary=11, length=12, width=16, depth=3, heads=4)
+VARIANTS = [
+    {},
+    {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "bias": False, "kv_heads": 2},
+    {"positions": "alibi", "tied": False, "kv_heads": 1},
+    {"heads": 2, "mlp_ratio": 8 / 3, "norm": "rms", "tied": False, "bias": False},
+]
+
+
+def draw(seed, batch=2, length=12):
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, 11, jnp.int32)
+
+
+def made(**fields):
+    """The model, and its parameters, larger than it draws them, so that every part tells."""
+    model = GPT(SMALL._replace(**fields))
+    params = model.init(jax.random.key(0), draw(0))["params"]
+    return model, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_a_token_knows_those_before_it_alone(fields):
+    model, params = made(**fields)
+    tokens = draw(1)
+    logits = model.apply({"params": params}, tokens)
+    assert logits.shape == (2, 12, 11) and logits.dtype == jnp.float32
+    other = model.apply({"params": params}, tokens.at[:, 7].set((tokens[:, 7] + 1) % 11))
+    np.testing.assert_array_equal(logits[:, :7], other[:, :7])
+    assert (jnp.abs(logits - other)[:, 7:].max(axis=-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("parts", [(12,), (5, 7), (1,) * 12, (4, 1, 1, 6)], ids=str)
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_the_cache_gives_the_same_logits(fields, parts):
+    model, params = made(**fields)
+    tokens, cache, found = draw(1), gpt.empty(model.architecture, 2), []
+    read = jax.jit(lambda tokens, cache: model.apply({"params": params}, tokens, cache=cache))
+    for start, count in zip(itertools.accumulate((0, *parts)), parts, strict=False):
+        logits, cache = read(tokens[:, start : start + count], cache)
+        found.append(logits)
+    assert int(cache.filled) == 12
+    wanted = model.apply({"params": params}, tokens)
+    np.testing.assert_allclose(jnp.concatenate(found, axis=1), wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_memory_alone(remat):
+    def gradient(**fields):
+        model, params = made(**fields)
+
+        def loss(params):
+            return jnp.square(
+                model.apply({"params": params}, draw(1), True, rngs={"dropout": jax.random.key(2)})
+            ).mean()
+
+        return jax.grad(loss)(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    (plain, before), (again, after) = gradient(dropout=0.5), gradient(dropout=0.5, remat=remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
+    assert "remat" in after and "remat" not in before
+
+
+def test_dropout_is_of_training_and_of_the_key():
+    model, params = made(dropout=0.3)
+    run = lambda key, train=True: model.apply({"params": params}, draw(1), train, rngs={"dropout": key})  # noqa: E731
+    one, two = jax.random.split(jax.random.key(0))
+    np.testing.assert_array_equal(run(one), run(one))
+    assert jnp.abs(run(one) - run(two)).max() > 0.1
+    np.testing.assert_array_equal(run(one, train=False), made()[0].apply({"params": params}, draw(1)))
+
+
+def test_bfloat16_computes_near_float32():
+    model, params = made()
+    short = GPT(SMALL._replace(dtype=jnp.bfloat16))
+    wanted, found = (m.apply({"params": params}, draw(1)) for m in (model, short))
+    assert found.dtype == jnp.float32
+    assert 1e-5 < jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted) < 0.03
+
+
+def test_every_parameter_has_names():
+    """AXES says what each dimension is, of every variant."""
+    import re
+
+    for fields in VARIANTS:
+        model = GPT(SMALL._replace(**fields))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), draw(0))["params"]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found = [axes for pattern, axes in gpt.AXES if re.search(pattern, name)]
+            if name.startswith("norm/"):
+                continue  # one vector, the last
+            assert found and len(found[0]) == leaf.ndim, name
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"heads": 3}, "3 heads do not divide the width, 16"),
+        ({"kv_heads": 3}, "kv_heads 3 does not divide heads 4"),
+        ({"positions": "learnt"}, "learned"),
+        ({"norm": "batch"}, "norm"),
+        ({"mlp": "relu"}, "mlp"),
+        ({"remat": "some"}, "remat"),
+        ({"heads": 16, "positions": "rotary"}, "must be even"),
+        ({"length": 11}, "12 tokens are more than the model's length, 11"),
+    ],
+)
+def test_mistakes(fields, message):
+    with pytest.raises(UserError, match=message):
+        GPT(SMALL._replace(**fields)).init(jax.random.key(0), draw(0))
+
+
+def test_against_pytorch():
+    """Logits and gradients of its Transformer layers, norms first, masked."""
+    torch = pytest.importorskip("torch")
+    F = torch.nn.functional
+    model, params = made()
+    options = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+    gelu = lambda x: F.gelu(x, approximate="tanh")  # noqa: E731
+    layers = [torch.nn.TransformerEncoderLayer(16, 4, 64, activation=gelu, **options) for _ in range(3)]
+    tensor = lambda x: torch.tensor(np.asarray(x), requires_grad=True)  # noqa: E731
+    embedding, positions = tensor(params["token_embedding"]), tensor(params["position_embedding"])
+    scale, bias = (tensor(params["norm"][name]) for name in ("scale", "bias"))
+    names = {
+        "qkv": ("self_attn.in_proj_weight", "self_attn.in_proj_bias"),
+        "out": ("self_attn.out_proj.weight", "self_attn.out_proj.bias"),
+        "up": ("linear1.weight", "linear1.bias"),
+        "down": ("linear2.weight", "linear2.bias"),
+        "attention_norm": ("norm1.weight", "norm1.bias"),
+        "mlp_norm": ("norm2.weight", "norm2.bias"),
+    }
+    for i, layer in enumerate(layers):
+        own = {}
+        for name, (weight, offset) in names.items():
+            first, second = params["layers"][name].get("kernel", params["layers"][name].get("scale")), None
+            second = params["layers"][name]["bias"]
+            own |= {weight: torch.tensor(np.asarray(first[i].T)), offset: torch.tensor(np.asarray(second[i]))}
+        layer.load_state_dict(own)
+    tokens = draw(1)
+    x = F.embedding(torch.tensor(np.asarray(tokens)).long(), embedding) + positions[None]
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(12)
+    for layer in layers:
+        x = layer(x, src_mask=mask, is_causal=True)
+    logits = F.layer_norm(x, (16,), scale, bias, 1e-5) @ embedding.T
+    logits.square().mean().backward()
+
+    loss = lambda params: jnp.square(model.apply({"params": params}, tokens)).mean()  # noqa: E731
+    np.testing.assert_allclose(model.apply({"params": params}, tokens), logits.detach(), rtol=1e-4, atol=1e-4)
+    found = jax.grad(loss)(params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # noqa: E731
+    close(found["token_embedding"], embedding.grad)
+    close(found["position_embedding"], positions.grad)
+    close(found["norm"]["scale"], scale.grad)
+    for i, layer in enumerate(layers):
+        grads = {name: p.grad for name, p in layer.named_parameters()}
+        for name, (weight, offset) in names.items():
+            ours = found["layers"][name]
+            close(ours.get("kernel", ours.get("scale"))[i].T, grads[weight])
+            close(ours["bias"][i], grads[offset])
