@@ -7,9 +7,15 @@ import jax
 
 from deeplearn.errors import unknown
 
+
+def all_but_gathered(primitive, *_, **__) -> bool:
+    """Whether a value is kept: whatever was not brought together from several devices."""
+    return primitive.name != "sharding_constraint"
+
+
 # What the forward pass keeps for the backward pass, which computes the rest anew.
 POLICIES = {
-    "none": None,  # everything
+    "none": all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what products with parameters give
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -37,7 +43,7 @@ def scanned(body: Callable, policy: str) -> Callable:
     """The body of a scan over layers, its activations kept by a policy of POLICIES."""
     check(policy)
     # Within a loop nothing can be shared between the two passes, against which JAX would guard.
-    return body if policy == "none" else jax.checkpoint(body, policy=POLICIES[policy], prevent_cse=False)
+    return jax.checkpoint(body, policy=POLICIES[policy], prevent_cse=False)
 
 
 def check(policy: str) -> None:

@@ -30,8 +30,8 @@ AXES = (
     (r"token_embedding$", ("vocabulary", "embed")),
     (r"position_embedding$", ("length", "embed")),
     (r"head/kernel$", ("embed", "vocabulary")),
-    (r"layers/.*(qkv|up)/kernel$", ("layers", "embed", "features")),
-    (r"layers/.*(qkv|up)/bias$", ("layers", "features")),
+    (r"layers/.*(qkv|gate|up)/kernel$", ("layers", "embed", "features")),
+    (r"layers/.*(qkv|gate|up)/bias$", ("layers", "features")),
     (r"layers/.*(out|down)/kernel$", ("layers", "features", "embed")),
     (r"layers/", ("layers", None)),  # other biases and scales, which are small
 )
@@ -140,9 +140,8 @@ class GPT(nn.Module):
 
         def one(x, each):
             params, key, seen = each
-            return layer.apply(
-                {"params": gathered(params)}, x, start, seen, rngs=None if key is None else {"dropout": key}
-            )
+            rngs = None if key is None else {"dropout": key}
+            return layer.apply({"params": gathered(params, a.dtype)}, x, start, seen, rngs=rngs)
 
         old = None if cache is None else (cache.key, cache.value)
         x, seen = jax.lax.scan(remat.scanned(one, a.remat), x, (stacked, keys, old))
@@ -160,13 +159,16 @@ def stack(layer: nn.Module, keys: jax.Array, x: jax.Array):
     return jax.vmap(lambda key: layer.init(key, x, jnp.int32(0), None)["params"])(keys)
 
 
-def gathered(params):
-    """One layer's parameters, brought together along the dimension `embed` from the devices that have parts of them."""
+def gathered(params, dtype):
+    """One layer's parameters, its matrices of this dtype and whole along `embed`, from the devices that have parts.
+
+    The backward pass gathers them anew: else all layers' would be kept for it, whole.
+    """
 
     def together(path, x):
         name = "layers/" + jax.tree_util.keystr(path, simple=True, separator="/")
         _, *names = next(axes for pattern, axes in AXES if re.search(pattern, name))
-        return sharding.whole(x, [names.index("embed")]) if "embed" in names else x
+        return sharding.whole(x.astype(dtype), [names.index("embed")]) if "embed" in names else x
 
     return jax.tree_util.tree_map_with_path(together, params)
 
@@ -188,8 +190,7 @@ class Layer(nn.Module):
         y = norm(a, "mlp_norm")(x.astype(jnp.float32)).astype(a.dtype)
         hidden = round(a.mlp_ratio * a.width)
         if a.mlp == "swiglu":
-            gate, y = jnp.split(dense(a, 2 * hidden, "up")(y), 2, axis=-1)  # (B, T, hidden) each
-            y = nn.silu(gate) * y
+            y = nn.silu(dense(a, hidden, "gate")(y)) * dense(a, hidden, "up")(y)  # (B, T, hidden)
         else:
             y = nn.gelu(dense(a, hidden, "up")(y))
         return x + dropout(dense(a, a.width, "down", small)(y)), cache
@@ -198,11 +199,11 @@ class Layer(nn.Module):
         a = self.architecture
         batch, time, width = x.shape
         heads, few, features = a.heads, a.kv_heads or a.heads, width // a.heads
-        qkv = dense(a, (heads + 2 * few) * features, "qkv")(x)
-        query, key, value = (
-            part.reshape(batch, time, -1, features)  # (B, T, heads, D)
-            for part in jnp.split(qkv, [heads * features, (heads + few) * features], axis=-1)
-        )
+        group = heads // few
+        # A key's queries lie beside it, so that devices that divide the features have whole heads.
+        qkv = dense(a, few * (group + 2) * features, "qkv")(x).reshape(batch, time, few, group + 2, features)
+        query = qkv[:, :, :, :group].reshape(batch, time, heads, features)
+        key, value = qkv[:, :, :, group], qkv[:, :, :, group + 1]  # (B, T, few, D)
         if a.positions == "rotary":
             at = start + jnp.arange(time, dtype=jnp.int32)
             query, key = positions.rotate(query, at), positions.rotate(key, at)

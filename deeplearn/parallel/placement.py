@@ -168,8 +168,8 @@ def gather(params: Params, shardings: Any, rules: Sequence[Rule] = RULES) -> Par
 
     def together(path, x, sharding):
         axes = _first(rules, _name(path))
-        if not callable(axes) and axes is not None and "layers" in axes:
-            return x
+        if isinstance(axes, tuple) and "layers" in axes:
+            return jax.lax.with_sharding_constraint(x, sharding)
         spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
         return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
 

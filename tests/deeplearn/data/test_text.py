@@ -74,6 +74,23 @@ def test_every_token_is_asked_for_once(size, draw):
     assert windows[:, :-1].ravel().tolist() == list(range(size - rest - 1))
 
 
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(0, 12))
+def test_windows_with_a_margin(size, length, margin):
+    """Each goes on for so many tokens more; with length - 1 every run of length + 1 up to the last window is in one."""
+    tokens = np.arange(size)
+    if length >= size - margin:
+        with pytest.raises(UserError, match="does not fit"):
+            text.windows(tokens, length, margin)
+        return
+    found = text.windows(tokens, length, margin)
+    assert found.shape == ((size - 1 - margin) // length, length + 1 + margin)
+    np.testing.assert_array_equal(found[:, : length + 1], text.windows(tokens, length)[: len(found)])
+    np.testing.assert_array_equal(found, found[:, :1] + np.arange(length + 1 + margin)[None])
+    if margin == length - 1:
+        starts = {int(row[i]) for row in found for i in range(margin + 1)}
+        assert starts == set(range(max(starts) + 1))
+
+
 @pytest.mark.parametrize("length", [-1, 0, 8, 9])
 def test_a_length_that_gives_no_window(length):
     with pytest.raises(UserError, match=f"length {length} does not fit a text of 8; choose one from 1 to 7"):
@@ -201,20 +218,3 @@ def test_the_real_one():
     assert len(vocabulary) == 65 and vocabulary[0] == "\n" and vocabulary[-1] == "z"
     assert text.decode(data.train.arrays["tokens"][0], vocabulary).startswith("First Citizen:\nBefore we proceed")
     assert len(np.unique(data.train.arrays["tokens"])) == 65  # nothing occurs in validation or test alone
-
-
-@given(st.integers(2, 60), st.integers(1, 12), st.integers(0, 12))
-def test_windows_with_a_margin(size, length, margin):
-    """Each goes on for so many tokens more; with length - 1 every run of length + 1 up to the last window is in one."""
-    tokens = np.arange(size)
-    if length >= size - margin:
-        with pytest.raises(UserError, match="does not fit"):
-            text.windows(tokens, length, margin)
-        return
-    found = text.windows(tokens, length, margin)
-    assert found.shape == ((size - 1 - margin) // length, length + 1 + margin)
-    np.testing.assert_array_equal(found[:, : length + 1], text.windows(tokens, length)[: len(found)])
-    np.testing.assert_array_equal(found, found[:, :1] + np.arange(length + 1 + margin)[None])
-    if margin == length - 1:
-        starts = {int(row[i]) for row in found for i in range(margin + 1)}
-        assert starts == set(range(max(starts) + 1))

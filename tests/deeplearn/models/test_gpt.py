@@ -70,7 +70,7 @@ def test_remat_changes_memory_alone(remat):
 
     (plain, before), (again, after) = gradient(dropout=0.5), gradient(dropout=0.5, remat=remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
-    assert "remat" in after and "remat" not in before
+    assert after.count("dot_general") > before.count("dot_general")
 
 
 def test_dropout_is_of_training_and_of_the_key():
@@ -142,12 +142,16 @@ def test_against_pytorch():
         "attention_norm": ("norm1.weight", "norm1.bias"),
         "mlp_norm": ("norm2.weight", "norm2.bias"),
     }
+    by_kind = lambda x: x.reshape(4, 3, 4, -1).transpose(0, 1).reshape(x.shape)  # noqa: E731
+    by_head = lambda x: x.reshape(3, 4, 4, -1).transpose(0, 1).reshape(x.shape)  # noqa: E731
     for i, layer in enumerate(layers):
         own = {}
         for name, (weight, offset) in names.items():
             first, second = params["layers"][name].get("kernel", params["layers"][name].get("scale")), None
             second = params["layers"][name]["bias"]
             own |= {weight: torch.tensor(np.asarray(first[i].T)), offset: torch.tensor(np.asarray(second[i]))}
+            if name == "qkv":  # PyTorch has all queries, then all keys, then all values
+                own |= {place: by_kind(own[place]) for place in (weight, offset)}
         layer.load_state_dict(own)
     tokens = draw(1)
     x = F.embedding(torch.tensor(np.asarray(tokens)).long(), embedding) + positions[None]
@@ -165,7 +169,7 @@ def test_against_pytorch():
     close(found["position_embedding"], positions.grad)
     close(found["norm"]["scale"], scale.grad)
     for i, layer in enumerate(layers):
-        grads = {name: p.grad for name, p in layer.named_parameters()}
+        grads = {name: by_head(p.grad) if "in_proj" in name else p.grad for name, p in layer.named_parameters()}
         for name, (weight, offset) in names.items():
             ours = found["layers"][name]
             close(ours.get("kernel", ours.get("scale"))[i].T, grads[weight])

@@ -141,6 +141,33 @@ def test_a_wrong_rule_names_its_remedy(axes, message):
         placement.place(tree, mesh.parse("fsdp:8"), [("w$", axes)])
 
 
+@pytest.mark.parametrize(
+    "text, rules, changed",
+    [
+        ("", (), {}),
+        ("embed=data", (), {"embed": "data"}),
+        ("vocabulary=-, w$=tensor+-", (("w$", ("tensor", None)),), {"vocabulary": None}),
+        ("a=b$=fsdp", (("a=b$", ("fsdp",)),), {}),
+    ],
+)
+def test_rules_of_a_text(text, rules, changed):
+    assert placement.parse(text) == (rules, {**placement.LOGICAL, **changed})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("embed", "placement 'embed' is not of the form NAME=AXIS"),
+        ("=fsdp", "placement '=fsdp' is not of the form"),
+        ("embed=data+fsdp", "a dimension has one axis"),
+        ("(=fsdp", "placement '(' is no regular expression"),
+    ],
+)
+def test_a_text_that_is_none(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        placement.parse(text)
+
+
 def initial(tx, rng):
     params = MLP().init(rng, jnp.zeros((1, FEATURES)))["params"]
     model_state = {"average": params, "mean": jnp.zeros(256)}
