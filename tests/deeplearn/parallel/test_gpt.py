@@ -68,18 +68,18 @@ def test_zero_changes_where_alone():
         # Sums after attention and the MLP, forward and backward, and of the layer's gradients over data.
         ("data:4,tensor:2", {}, {"all-reduce": 5}, None),
         ("data:2,fsdp:2,tensor:2", {}, {"all-gather": 8}, None),
-        # Each of the parameters that are not small is gathered after its update.
+        # Each of the parameters that are not small, which are updated in parts.
         ("data:8", {"zero": True}, {}, None),
     ],
     ids=str,
 )
 def test_collectives(mesh, fields, in_layers, outside):
-    """Of a compiled chunk, by whether they are in a loop over layers."""
+    """Of a step in a compiled chunk, by whether they are in a loop over layers."""
     built = compiled(mesh, **fields)
     found = built.chunk.lower(built.abstract, built.feed.data(0, 1), 1).compile().as_text()
     lines = re.findall(rf" ({KINDS})(?:-start)?\(.*op_name=\"([^\"]*)\"", found)
     layers = Counter(kind for kind, name in lines if name.count("while/body") > 1)
-    rest = Counter(kind for kind, name in lines if name.count("while/body") <= 1)
+    rest = Counter(kind for kind, name in lines if name.count("while/body") == 1)  # once a step
     assert {kind: layers[kind] for kind in in_layers} == in_layers
     assert outside is None or dict(rest) == outside
     assert not {"all-to-all", "collective-permute"} & {*layers, *rest}
