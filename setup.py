@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+GCS = "etils[epath-gcs]>=1.13,<2"  # gs:// for a workdir or for data
+
 setup(
     name="deeplearn",
     version="0.1.0",
@@ -18,6 +20,7 @@ setup(
         "absl-py>=2.3,<3",
         "array_record>=0.8,<0.9",
         "chex>=0.1.91,<0.2",
+        "etils[epath]>=1.13,<2",  # paths in buckets
         "flax>=0.12.4,<0.13",
         "grain>=0.2.15,<0.3",
         "importlib_resources>=6.5,<8",  # tensorflow-datasets imports it and does not declare it
@@ -39,8 +42,9 @@ setup(
         "tqdm>=4.67,<5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12", GCS],
         "cuda": ["jax[cuda12]>=0.10.2,<0.11; python_version<'3.12'", "jax[cuda13]>=0.11,<0.12; python_version>='3.12'"],
+        "gcs": [GCS],
         "dev": [
             "hypothesis>=6.140,<7",
             "pytest>=8.4,<10",

@@ -4,7 +4,7 @@ import ast
 import importlib
 import sys
 
-COMMANDS = ("train", "evaluate", "generate", "compare", "report", "benchmark")
+COMMANDS = ("train", "evaluate", "generate", "compare", "report", "benchmark", "cloud")
 
 
 def first_line(path) -> str:

@@ -5,8 +5,6 @@
 Prints every metric, and accuracy by class where there are classes.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory")
@@ -16,10 +14,11 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
+    from deeplearn import files
     from deeplearn.commands import runs
 
     runs.prepare_jax()
-    experiment, program, restored = runs.restore(Path(WORKDIR.value), CHECKPOINT.value)
+    experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value)
     source = experiment.data.split(SPLIT.value)
     values = program.evaluate(restored.state, SPLIT.value)
     print(f"{SPLIT.value}, {len(source):,} examples, step {restored.step}:")

@@ -6,7 +6,6 @@ Temperature 0 takes the likeliest token each time. The same seed writes the same
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -24,13 +23,13 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
     import jax
 
-    from deeplearn import sampling
+    from deeplearn import files, sampling
     from deeplearn.commands import runs
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
 
     runs.prepare_jax()
-    experiment, program, restored = runs.restore(Path(WORKDIR.value), CHECKPOINT.value)
+    experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value)
     model, tokenizer = experiment.model, experiment.tokenizer
     if not isinstance(model, gpt.GPT):
         raise UserError(f"{WORKDIR.value} holds a {type(model).__name__}; generate needs a GPT, as in shakespeare_gpt")

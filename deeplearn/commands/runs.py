@@ -54,8 +54,11 @@ def restore(workdir: Path, which: str):
 
 def make_workdir(path: str) -> Path:
     """The directory at `path`, made if need be."""
+    from deeplearn import files
     from deeplearn.errors import UserError
 
+    if files.in_bucket(path):
+        raise UserError(f"a comparison needs a local --workdir, not {path}; copy it afterwards: gcloud storage cp -r")
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

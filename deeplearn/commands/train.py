@@ -20,11 +20,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    from deeplearn import files
     from deeplearn.commands import runs
     from deeplearn.training import manifest
 
     runs.prepare_jax()
-    path, config, workdir = runs.config_path(), CONFIG.value, Path(WORKDIR.value)
+    path, config, workdir = runs.config_path(), CONFIG.value, files.reach(WORKDIR.value)
     manifest.check_same(workdir, config.to_dict())
     experiment = runs.build(path, config)
     with manifest.lock(workdir):
@@ -34,6 +35,7 @@ def main() -> None:
 
 def train(experiment, workdir: Path) -> None:
     """Run the experiment in its workdir, say how it went, and draw the pictures."""
+    from deeplearn import files
     from deeplearn.training import checkpoints, logs, loop, program, report
 
     compiled = program.build(experiment)
@@ -52,7 +54,11 @@ def train(experiment, workdir: Path) -> None:
         stack.callback(log.close)
         bar = logs.progress(experiment.steps, experiment.batch_size, start or 0)
         stack.callback(bar.close)
-        tick = profiled(workdir / "profile", stack, bar.tick) if PROFILE.value else bar.tick
+        tick = bar.tick
+        if PROFILE.value:
+            folder, push = files.mirror(workdir)
+            stack.callback(push, now=True)
+            tick = profiled(folder / "profile", stack, tick)
 
         def write(step, record):
             log.write(step, record)
@@ -60,6 +66,7 @@ def train(experiment, workdir: Path) -> None:
                 bar.note(step, record)
 
         def save(step, state, progress, score):
+            log.flush()  # a run goes on from here, and these lines must not be missing then
             return checkpoints.save(manager, step, state, progress._asdict(), score)
 
         state, progress, reason = loop.train(experiment, compiled, state, progress, loop.Hooks(write, save, tick))

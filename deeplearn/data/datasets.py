@@ -4,12 +4,15 @@ import functools
 import hashlib
 import os
 import re
+import shutil
+import uuid
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
 
+from deeplearn import files
 from deeplearn.data.cache import cached, user_cache, writable
 from deeplearn.data.sources import Arrays, Records, Source, Subset
 from deeplearn.data.splits import Data, check, hold_out
@@ -85,24 +88,56 @@ def prepared(name: str, data_dir, manual_dir) -> Path:
 
     Raises UserError for a name that is unknown, and for data that cannot be had.
     """
-    root = data_root(data_dir)
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     own = user_cache() / "tfds"
+    if files.in_bucket(chosen):
+        root = own
+        if there := newest(files.reach(chosen) / name):
+            return brought(there, own / name)
+    else:
+        root = Path(chosen).expanduser()
     for place in (root, own):
-        versions = {}
-        for info in (place / name).glob("*/dataset_info.json"):
-            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
-                versions[tuple(map(int, info.parent.name.split(".")))] = info.parent
-        if versions:
-            return versions[max(versions)]
+        if there := newest(place / name):
+            return there
     if name in BUILT:
         from deeplearn.data import builders
 
         place = root if writable(root) else own
         return builders.prepare(name, place, Path(manual_dir or place / name))
+    if files.in_bucket(chosen):
+        raise UserError(f"{chosen} has no {name} that is prepared; correct data_dir or TFDS_DATA_DIR")
     if not root.exists():
         raise UserError(f"the data directory {root} does not exist; correct data_dir or TFDS_DATA_DIR")
     there = {str(info.parents[1].relative_to(root)) for info in root.glob("**/[0-9]*.*.*/dataset_info.json")}
     raise unknown("data set", name, there.union(BUILT))
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest of the prepared versions in a data set's directory."""
+    versions = {}
+    for info in folder.glob("*/dataset_info.json"):
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+            versions[tuple(map(int, info.parent.name.split(".")))] = info.parent
+    return versions[max(versions)] if versions else None
+
+
+def brought(there: Path, folder: Path) -> Path:
+    """The copy in `folder` of a version that is prepared in a bucket, made if need be: records are read from a disk."""
+    here = folder / there.name
+    if not here.exists():
+        logging.info("copying %s to %s, once", there, here)
+        with files.writing(here):
+            temporary = folder / f".{there.name}.{uuid.uuid4().hex}"
+            temporary.mkdir(parents=True)
+            for file in there.iterdir():
+                (temporary / file.name).write_bytes(file.read_bytes())
+            try:
+                temporary.rename(here)
+            except OSError:  # another process was faster?
+                shutil.rmtree(temporary)
+                if not here.exists():
+                    raise
+    return here
 
 
 def kept_in(name: str, folder: Path, what: str) -> tuple[str, tuple[Path, Path]]:
@@ -148,9 +183,9 @@ def _open(name: str, folder: Path) -> dict[str, Records]:
 
     def records(split: str) -> Records:
         source = open_split(name, builder, split)
-        files = [(file.filename, file.take) for file in info.splits[split].file_instructions]
+        pieces = [(file.filename, file.take) for file in info.splits[split].file_instructions]
         spec = jax.ShapeDtypeStruct(image.shape, image.np_dtype)
-        return Records(f"{name} {split}", source, spec, tuple(label.names), files)
+        return Records(f"{name} {split}", source, spec, tuple(label.names), pieces)
 
     test = "test" if "test" in info.splits else "validation"
     return {"train": records("train"), "test": records(test)}

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +74,6 @@ def parameter_table(path: str | os.PathLike, module: Any, *inputs: Any) -> str:
     console = {"force_terminal": False, "no_color": True, "width": 120}
     text = module.tabulate(jax.random.key(0), *inputs, console_kwargs=console, **options)
     text = "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
-    with replacing(pathlib.Path(path)) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text)
     return text

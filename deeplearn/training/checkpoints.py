@@ -2,7 +2,8 @@
 
 A checkpoint is a directory `STEP-ID`, which Orbax writes under another name and renames once it is whole.
 It holds the arrays, by their path in the state, in `state/`, and `record/record.json`: step, metric, the
-caller's metadata, and the shape, dtype and fingerprint of every array.
+caller's metadata, and the shape, dtype and fingerprint of every array. In a bucket, where nothing is renamed at once,
+Orbax writes it in its place, and `commit_success.txt` last of all: without that file it is none.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import sys
 import time
 import warnings
@@ -28,10 +28,12 @@ import jax.numpy as jnp
 from absl import logging
 
 from deeplearn.errors import UserError
+from deeplearn.files import in_bucket, locate, remove_tree
 from deeplearn.training import leaves
 from deeplearn.training.fingerprint import fingerprints
 
 _NAME = re.compile(r"(\d{9,})-[0-9a-f]{8}")
+_COMMITTED = "commit_success.txt"
 _UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
 
 
@@ -93,7 +95,7 @@ def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Mana
 
     if keep < 1 or mode not in ("min", "max"):
         raise ValueError(f"keep must be at least 1 and mode min or max, not {keep} and {mode!r}")
-    directory = pathlib.Path(directory).absolute()
+    directory = locate(directory) if in_bucket(directory) else pathlib.Path(directory).absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,8 +154,10 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
     wait(manager)
     with _writing(manager, step):
         manager.directory.mkdir(parents=True, exist_ok=True)  # if something removed it meanwhile
-        if path.exists() and path.name not in manager.damaged:
+        if _is_whole(path) and path.name not in manager.damaged:
             return True
+        if in_bucket(path):
+            _clear(path)
         manager.saving = step
         written = {name: leaf for name, leaf in arrays.items() if leaf.size}  # Orbax refuses empty arrays
         manager.checkpointer.save(
@@ -162,7 +166,7 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
                 state=ocp.args.PyTreeSave(written),
                 record=ocp.args.JsonSave({"record": record, "checksum": _checksum(record)}),
             ),
-            force=path.name in manager.damaged,
+            force=path.name in manager.damaged and not in_bucket(path),
         )
         manager.damaged.discard(path.name)
     return True
@@ -280,12 +284,12 @@ def _checkpoints(manager: Manager) -> list[_Checkpoint]:
     found = []
     for path in manager.directory.iterdir() if manager.directory.is_dir() else ():
         name = _NAME.fullmatch(path.name)
-        if name and path.name not in manager.damaged:
+        if name and path.name not in manager.damaged and _is_whole(path):
             try:
                 metric = _read_record(path)["metric"]
             except (OSError, ValueError, KeyError, TypeError):  # the restore finds that, and says so
                 metric = None
-            found.append(_Checkpoint(int(name[1]), metric, path.name, path.stat().st_mtime_ns))
+            found.append(_Checkpoint(int(name[1]), metric, path.name, _written(path)))
     return sorted(found, key=lambda c: (c.step, c.metric is not None, c.written))
 
 
@@ -304,9 +308,36 @@ def _prune(manager: Manager) -> None:
         name = _NAME.fullmatch(path.name)
         ahead = path.name in manager.damaged and int(name[1]) > max(newest, default=-1)
         if name and path.name not in kept and not ahead:
-            path = path.rename(f"{path}{_UNFINISHED[1]}")  # at once, so that none is ever half there
+            path = _set_aside(path)  # at once, so that none is ever half there
         if any(suffix in path.name for suffix in _UNFINISHED):
-            shutil.rmtree(path)
+            remove_tree(path)
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    return (path / _COMMITTED if in_bucket(path) else path).exists()
+
+
+def _written(path: pathlib.Path) -> int:
+    return int((path / _COMMITTED).stat().mtime * 1e9) if in_bucket(path) else path.stat().st_mtime_ns
+
+
+def _set_aside(path: pathlib.Path) -> pathlib.Path:
+    """What is to be deleted, no longer a checkpoint, under the name that it then has."""
+    if not in_bucket(path):
+        return path.rename(f"{path}{_UNFINISHED[1]}")
+    (path / _COMMITTED).unlink(missing_ok=True)
+    remove_tree(path)
+    return path
+
+
+def _clear(path: pathlib.Path) -> None:
+    """Remove what an interrupted save left in a bucket, before any process writes there."""
+    if jax.process_index() == 0 and path.exists():
+        remove_tree(path)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"cleared {path.name}")
 
 
 @contextlib.contextmanager
@@ -319,7 +350,7 @@ def _writing(manager: Manager, step: int | None) -> Iterator[None]:
             raise
         manager.saving = None
         for path in manager.directory.glob(f"*{_UNFINISHED[0]}*"):
-            shutil.rmtree(path, ignore_errors=True)  # what filled the disk must not stay there
+            remove_tree(path, ignore_errors=True)  # what filled the disk must not stay there
         last = max(steps(manager), default=None)
         kept = "there is no earlier one" if last is None else f"that of step {last} is kept"
         raise UserError(

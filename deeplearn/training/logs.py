@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
 from deeplearn.errors import UserError
-from deeplearn.files import replacing, writing
+from deeplearn.files import locate, mirror, replacing, writing
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -22,10 +22,12 @@ class Logs(NamedTuple):
     Fields:
       write: `(step, {name: number})`, one record, in the system's hands when it returns.
       close: `()`.
+      flush: `()`; what was written is in the workdir when it returns, also if that is in a bucket.
     """
 
     write: Callable[[int, dict[str, Any]], None]
     close: Callable[[], None]
+    flush: Callable[[], None]
 
 
 def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Logs:
@@ -42,10 +44,11 @@ def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Log
     Raises:
       UserError: the files cannot be written; so too from `write`, when the disk is full.
     """
-    path = pathlib.Path(workdir) / METRICS
+    directory, push = mirror(workdir, [METRICS])
+    path = directory / METRICS
     text = path.read_text() if path.exists() else ""
     last = -math.inf if resume_step is None else resume_step
-    kept = "".join(line for line, record in _records(path, text) if record["step"] <= last)
+    kept = "".join(line for line, record in _records(locate(workdir) / METRICS, text) if record["step"] <= last)
     if kept != text:
         with replacing(path) as temporary:
             temporary.write_text(kept)
@@ -59,13 +62,15 @@ def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Log
             file.write(json.dumps({"step": int(step)} | {k: _to_json(x) for k, x in numbers.items()}) + "\n")
             file.flush()
         events.write(int(step), numbers)
+        push()
 
     def close() -> None:
         events.close()
         with writing(path):
             file.close()
+        push(now=True)
 
-    return Logs(write, close)
+    return Logs(write, close, lambda: push(now=True))
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
@@ -74,7 +79,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
     Raises:
       UserError: another line is not a record.
     """
-    path = pathlib.Path(workdir) / METRICS
+    path = locate(workdir) / METRICS
     text = path.read_text() if path.exists() else ""
     return [record for _, record in _records(path, text)]
 
@@ -129,7 +134,7 @@ def open_events(directory: pathlib.Path, purge_step: int = 0) -> Logs:
         with writing(directory):
             writer.close()
 
-    return Logs(write, close)
+    return Logs(write, close, lambda: None)
 
 
 class Progress(NamedTuple):

@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 from deeplearn.errors import UserError
-from deeplearn.files import replacing, writing
+from deeplearn.files import in_bucket, locate, replacing, writing
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -61,14 +61,14 @@ def write(
     else:
         manifest = {"config": config, "experiment": str(experiment), "seed": config.get("seed")}
         manifest |= launch | {"resumed": []}
-    with replacing(pathlib.Path(workdir) / MANIFEST) as temporary:
+    with replacing(locate(workdir) / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
 def exists(workdir: str | os.PathLike) -> bool:
     """Whether `workdir` is that of a run."""
-    return (pathlib.Path(workdir) / MANIFEST).is_file()
+    return (locate(workdir) / MANIFEST).is_file()
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def read(workdir: str | os.PathLike) -> dict[str, Any]:
       UserError: there is no manifest, or it cannot be read.
     """
     try:
-        manifest = json.loads((pathlib.Path(workdir) / MANIFEST).read_text())
+        manifest = json.loads((locate(workdir) / MANIFEST).read_text())
         return {"resumed": [], **manifest}
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
@@ -119,9 +119,15 @@ def check_same(workdir: str | os.PathLike, config: Mapping[str, Any], may_change
 def lock(workdir: str | os.PathLike) -> Iterator[None]:
     """Hold `workdir`, made if need be, for this process alone; the kernel frees it however the process ends.
 
+    A bucket has no locks, and a lock that no kernel frees would outlive a machine that is taken away: there nothing is
+    held, and whoever starts runs sees to it that each workdir has one.
+
     Raises:
       UserError: another process holds it, or the directory cannot be made.
     """
+    if in_bucket(workdir):
+        yield
+        return
     path = pathlib.Path(workdir) / LOCK
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

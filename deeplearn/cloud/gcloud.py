@@ -1,0 +1,196 @@
+"""The `gcloud` command lines in the life of a TPU, and what their failures mean to the user.
+
+Flags and states are those of the Cloud SDK's reference (gcloud compute tpus queued-resources and tpu-vm) and of the TPU
+API, v2 (QueuedResourceState, Node.State).
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from deeplearn.errors import UserError
+
+RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
+NODES = ("gcloud", "compute", "tpus", "tpu-vm")
+
+INSTALL = {
+    "gcloud": "install the Google Cloud CLI (cloud.google.com/sdk), then run `gcloud auth login`",
+    "git": "install git",
+}
+
+# By the first letters of the accelerator's type: the image that Google names for JAX.
+RUNTIMES = {
+    "v6e-": "v2-alpha-tpuv6e",
+    "v5p-": "v2-alpha-tpuv5",
+    "v5litepod-": "v2-alpha-tpuv5-lite",
+    "v4-": "tpu-ubuntu2204-base",
+    "v3-": "tpu-ubuntu2204-base",
+    "v2-": "tpu-ubuntu2204-base",
+}
+
+# What gcloud says, and what to do about it; the first that fits. An unknown zone is reported as one without permission.
+REFUSALS = (
+    (
+        r"[Pp]ermission denied on '?locations/|[Ii]nvalid (?:value for )?zone|zone.* (?:was )?not found",
+        "this project has no zone {zone} with TPUs; `gcloud compute tpus locations list` shows those there are",
+    ),
+    (
+        r"gcloud auth login|active account|[Rr]eauthenticat|invalid_grant|UNAUTHENTICATED",
+        "gcloud is not authenticated; run `gcloud auth login`",
+    ),
+    (
+        r"\[(?:core/)?project\]",
+        "gcloud has no project; give --project, or run `gcloud config set project PROJECT`",
+    ),
+    (
+        r"RESOURCE_EXHAUSTED|[Qq]uota",
+        "the quota is used up; delete what is not needed (`gcloud compute tpus queued-resources list --zone={zone}`), "
+        "choose another --zone or --accelerator, or ask for more quota",
+    ),
+    (
+        r"ALREADY_EXISTS|already exists",
+        "the name {name} is in use in {zone}; choose another --name, "
+        "or go on with it (--do=watch) or delete it (--do=delete)",
+    ),
+    (
+        r"PERMISSION_DENIED|does not have permission|SERVICE_DISABLED|has not been used in project",
+        "the account may not do that; the project needs the API (`gcloud services enable tpu.googleapis.com`) and the "
+        "account the role roles/tpu.admin",
+    ),
+    (r"INVALID_ARGUMENT", "correct --accelerator or --runtime"),
+)
+
+
+class Tpu(NamedTuple):
+    """What is asked for.
+
+    Fields:
+      name: of the queued resource and of its one node.
+      zone: where.
+      accelerator: its type, as v5litepod-16.
+      runtime: the image of its machines; empty: by the accelerator.
+      project: empty: gcloud's own.
+      spot: may be taken away at any moment, and costs less.
+      create: further flags of `queued-resources create`, as --network=NET.
+    """
+
+    name: str
+    zone: str
+    accelerator: str = ""
+    runtime: str = ""
+    project: str = ""
+    spot: bool = False
+    create: tuple[str, ...] = ()
+
+
+class Failed(Exception):
+    """A gcloud command that failed in a way that may pass: a connection, a service that is down.
+
+    Its one line is the last that gcloud said.
+    """
+
+
+class Missing(Failed):
+    """The resource is not there."""
+
+
+def runtime(tpu: Tpu) -> str:
+    """The image of the TPU's machines.
+
+    >>> runtime(Tpu("a", "z", "v5litepod-16")), runtime(Tpu("a", "z", "v4-8", runtime="mine"))
+    ('v2-alpha-tpuv5-lite', 'mine')
+    """
+    if tpu.runtime:
+        return tpu.runtime
+    for prefix, image in RUNTIMES.items():
+        if tpu.accelerator.startswith(prefix):
+            return image
+    raise UserError(
+        f"which image {tpu.accelerator or 'a TPU of no type'} needs is not known; give --runtime, or an --accelerator "
+        f"that begins with {', '.join(RUNTIMES)}"
+    )
+
+
+def _at(tpu: Tpu) -> list[str]:
+    return [f"--zone={tpu.zone}", *([f"--project={tpu.project}"] if tpu.project else []), "--quiet"]
+
+
+def create(tpu: Tpu) -> list[str]:
+    """Ask for the TPU; it comes when there is one.
+
+    >>> import shlex
+    >>> print(shlex.join(create(Tpu("a", "us-central2-b", "v4-8", spot=True))))
+    gcloud compute tpus queued-resources create a --node-id=a --accelerator-type=v4-8
+      --runtime-version=tpu-ubuntu2204-base --spot --zone=us-central2-b --quiet
+    """
+    kind = [f"--accelerator-type={tpu.accelerator}", f"--runtime-version={runtime(tpu)}"]
+    return [
+        *RESOURCES, "create", tpu.name, f"--node-id={tpu.name}", *kind, *(["--spot"] if tpu.spot else []), *tpu.create,
+        *_at(tpu),
+    ]  # fmt: skip
+
+
+def describe(tpu: Tpu) -> list[str]:
+    """The resource, in JSON."""
+    return [*RESOURCES, "describe", tpu.name, *_at(tpu), "--format=json"]
+
+
+def delete(tpu: Tpu) -> list[str]:
+    """Delete the resource, its node first."""
+    return [*RESOURCES, "delete", tpu.name, "--force", *_at(tpu)]
+
+
+def node(tpu: Tpu) -> list[str]:
+    """The state of the node."""
+    return [*NODES, "describe", tpu.name, *_at(tpu), "--format=value(state)"]
+
+
+def ssh(tpu: Tpu, command: str) -> list[str]:
+    """Run a shell's command on every worker at once."""
+    return [*NODES, "ssh", tpu.name, "--worker=all", f"--command={command}", *_at(tpu)]
+
+
+def scp(tpu: Tpu, source: str, name: str) -> list[str]:
+    """Copy a file to every worker's home directory, under a name."""
+    return [*NODES, "scp", source, f"{tpu.name}:{name}", "--worker=all", *_at(tpu)]
+
+
+def read_state(text: str) -> tuple[str, str]:
+    """The state and the accelerator's type in the answer to `describe`, empty if it names none.
+
+    >>> read_state('{"state": {"state": "ACTIVE"}, "tpu": {"nodeSpec": [{"node": {"acceleratorType": "v4-8"}}]}}')
+    ('ACTIVE', 'v4-8')
+    """
+    resource = json.loads(text)
+    nodes = resource.get("tpu", {}).get("nodeSpec") or [{}]
+    return resource.get("state", {}).get("state", ""), nodes[0].get("node", {}).get("acceleratorType", "")
+
+
+def failure(tpu: Tpu, text: str) -> Exception:
+    """What a command that failed, and said `text`, means: a UserError with a remedy, Missing, or Failed.
+
+    >>> failure(Tpu("a", "z"), "ERROR: (gcloud) PERMISSION_DENIED: Permission denied on 'locations/z'")
+    UserError("this project has no zone z with TPUs; ...
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("SSH:", "#####"))]
+    own = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]  # before that, a worker's words
+    if not own:
+        return Failed(lines[-1][:300] if lines else "it said nothing")
+    said, text = lines[own[0]][:300], "\n".join(lines[own[0] :])
+    for pattern, remedy in REFUSALS:
+        if re.search(pattern, text):
+            return UserError(f"{remedy.format(name=tpu.name, zone=tpu.zone)} (gcloud: {said})")
+    return (Missing if re.search(r"NOT_FOUND|[Nn]ot found", text) else Failed)(said)
+
+
+def call(argv: Sequence[str], explain: Callable[[str], Exception]) -> str:
+    """Run a command line, and return what it printed; when it fails, raise what `explain` makes of its words."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise UserError(f"{argv[0]} is not on the PATH; {INSTALL[argv[0]]}") from error
+    if done.returncode:
+        raise explain(done.stderr or done.stdout)
+    return done.stdout

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# One worker of a TPU: worker.sh install | start COMMAND... | status | log | stop, which `deeplearn cloud` calls over ssh,
+# and worker.sh run COMMAND..., which jobset.yaml does.
+set -euo pipefail
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+place=${HOME:-/tmp}/deeplearn-run # the command's lock, log and exit status
+mkdir -p "$place"
+
+# The lock is the command's for as long as it lives, and the kernel frees it however it ends. Whoever asks holds it for
+# an instant, for which a command that begins waits.
+running() { ! flock --nonblock "$place/lock" true; }
+
+# uv brings a Python that is new enough; those of the images are not. The lock file first, then what it leaves out.
+install() {
+  cd "$project"
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --clear --python 3.12 .venv
+  python3 -m uv pip install --quiet --require-hashes --requirement requirements.lock
+  python3 -m uv pip install --quiet --editable '.[tpu]'
+}
+
+# In the foreground, and 143 if it was told to end: what was told to has saved, and is not done.
+run() {
+  trap 'stopped=143; kill -TERM "$!"' TERM
+  "$@" &
+  wait "$!" && code=0 || code=$?
+  if [ -n "${stopped:-}" ]; then wait "$!" || true; fi
+  exit "${stopped:-$code}"
+}
+
+# Outlives the connection. A machine that is shut down sends SIGTERM, after which a run saves and ends as if it were
+# done: the shell beside it notes that it was not.
+start() {
+  if running; then stop; fi
+  rm -f "$place/exit" "$place/asked" "$place/group"
+  cd "$project"
+  # shellcheck disable=SC2016 # the inner shell expands
+  setsid --fork flock --timeout 60 "$place/lock" bash -c '
+    trap "stopped=143" TERM
+    echo "$PPID" > "$1/group"
+    "${@:2}"; code=$?
+    echo "${stopped:-$code}" > "$1/exit.new" && mv "$1/exit.new" "$1/exit"
+  ' bash "$place" env PATH="$project/.venv/bin:$PATH" PYTHONUNBUFFERED=1 "$@" >> "$place/log" 2>&1 < /dev/null
+  until [ -e "$place/exit" ] || { [ -s "$place/group" ] && running; }; do sleep 0.1; done
+  touch "$place/started"
+}
+
+# One line: worker HOST STATE LAST-LINE-OF-THE-LOG. The state is new, running, lost, stopped or an exit status.
+status() {
+  if [ ! -e "$place/started" ]; then state=new
+  elif running; then state=running
+  elif [ -e "$place/exit" ] && [ "$(cat "$place/exit")" != 143 ]; then state=$(cat "$place/exit")
+  elif [ -e "$place/asked" ]; then state=stopped
+  elif [ -e "$place/exit" ]; then state=143
+  else state=lost; fi
+  last=$(tail -n 1 "$place/log" 2> /dev/null | tr '\r' '\n' | tail -n 1 || true)
+  printf 'worker %s %s %s\n' "$(hostname)" "$state" "${last:0:300}"
+}
+
+log() { tail -n 30 "$place/log"; }
+
+# A run saves and ends; what does not within a minute is killed.
+stop() {
+  touch "$place/asked"
+  for signal in TERM KILL; do
+    if running; then kill "-$signal" -- "-$(cat "$place/group")" || true; fi
+    for _ in $(seq 600); do
+      if ! running; then return; fi
+      sleep 0.1
+    done
+  done
+}
+
+"$@"
