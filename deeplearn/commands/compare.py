@@ -18,6 +18,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from deeplearn.commands import cluster
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "one experiment's file; --config.FIELD=VALUE sets a field")
 STUDY = flags.DEFINE_string("study", None, "a study's file, which declares all that the flags below do; they go before")
 WORKLOADS = flags.DEFINE_list("workloads", None, "several experiments, each with its own config; of a study, which")
@@ -123,6 +125,7 @@ def main() -> int:
     from deeplearn.comparison import report, study
     from deeplearn.training import manifest
 
+    cluster.alone("compare")
     runs.prepare_jax(divide=True)
     declared, workdir = chosen(), runs.make_workdir(WORKDIR.value)
     with manifest.lock(workdir):

@@ -9,6 +9,8 @@ import sys
 
 from absl import flags
 
+from deeplearn.commands import cluster
+
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory")
 PROMPT = flags.DEFINE_string("prompt", "\n", "the text to go on from")
 TOKENS = flags.DEFINE_integer("tokens", 500, "how many tokens to write", lower_bound=1)
@@ -18,6 +20,7 @@ TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the fewest of this probabil
 SEED = flags.DEFINE_integer("seed", 0, "of what is drawn")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
 flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(cluster)
 
 
 def main() -> None:
@@ -28,6 +31,7 @@ def main() -> None:
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
 
+    cluster.alone("generate")
     runs.prepare_jax()
     experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value)
     model, tokenizer = experiment.model, experiment.tokenizer

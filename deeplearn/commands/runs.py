@@ -37,6 +37,7 @@ def build(path: str, config):
 def restore(workdir: Path, which: str):
     """The Experiment of the run in a directory, its Program, and its checkpoint: "best" by validation, or "last"."""
     from deeplearn.errors import UserError, unknown
+    from deeplearn.parallel import processes
     from deeplearn.training import checkpoints, manifest
     from deeplearn.training import program as programs
 
@@ -44,7 +45,7 @@ def restore(workdir: Path, which: str):
     if which not in restores:
         raise unknown("checkpoint", which, restores)
     written = manifest.read(workdir)
-    experiment = build(written["experiment"], config_of(written))
+    experiment = processes.in_turn(lambda: build(written["experiment"], config_of(written)))
     program = programs.build(experiment)
     restored = restores[which](checkpoints.open(workdir / "checkpoints", mode="max"), program.abstract)
     if restored is None:

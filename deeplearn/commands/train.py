@@ -3,6 +3,7 @@
     python -m deeplearn train --config=experiments/mnist_cnn.py --workdir=runs/mnist [--config.optimizer=nadam ...]
 
 The same command goes on where a run was stopped or killed, and ends with the same parameters, bit for bit.
+Of several processes each gets the same command; those of Cloud TPU, SLURM and Kubernetes find each other.
 """
 
 import contextlib
@@ -13,32 +14,54 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from deeplearn.commands import cluster
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's file; --config.FIELD=VALUE sets a field")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory: checkpoints, logs and pictures")
 PROFILE = flags.DEFINE_bool("profile", False, "write a trace of three chunks to WORKDIR/profile")
 flags.mark_flags_as_required(["config", "workdir"])
+flags.adopt_module_key_flags(cluster)
 
 
 def main() -> None:
     from deeplearn import files
     from deeplearn.commands import runs
-    from deeplearn.training import manifest
 
     runs.prepare_jax()
     path, config, workdir = runs.config_path(), CONFIG.value, files.reach(WORKDIR.value)
-    manifest.check_same(workdir, config.to_dict())
-    experiment = runs.build(path, config)
-    with manifest.lock(workdir):
-        manifest.write(workdir, config.to_dict(), path, runs.command())
+    alike = {"command": "train", "--workdir": WORKDIR.value, "--profile": PROFILE.value}
+    alike |= {f"config.{name}": value for name, value in config.to_dict().items()}
+    with cluster.joined(alike, path):
+        run(path, config, workdir)
+
+
+def run(path: str, config, workdir: Path) -> None:
+    """Train in a workdir that is free, or holds the same run; process 0 alone sees to that."""
+    from deeplearn.commands import runs
+    from deeplearn.parallel import processes
+    from deeplearn.training import manifest
+
+    main = processes.is_main()
+    if main:
+        manifest.check_same(workdir, config.to_dict(), may_change=("mesh",))
+    experiment = processes.in_turn(lambda: runs.build(path, config))
+    with manifest.lock(workdir) if main else contextlib.nullcontext():
+        if main:
+            manifest.write(workdir, config.to_dict(), path, runs.command())
+        cluster.check_shared(workdir)
         train(experiment, workdir)
 
 
 def train(experiment, workdir: Path) -> None:
     """Run the experiment in its workdir, say how it went, and draw the pictures."""
     from deeplearn import files
+    from deeplearn.parallel import processes
     from deeplearn.training import checkpoints, logs, loop, program, report
 
+    main = processes.is_main()
     compiled = program.build(experiment)
+    if main and compiled.mesh.size > 1:
+        print(program.placed(compiled), file=sys.stderr)
     with contextlib.ExitStack() as stack:
         manager = checkpoints.open(workdir / "checkpoints", mode="max")
         stack.callback(checkpoints.close, manager)
@@ -46,19 +69,21 @@ def train(experiment, workdir: Path) -> None:
         state, progress = compiled.init(), loop.Progress()
         if restored:
             state, progress = restored.state, loop.Progress(**restored.metadata)
-            print(f"going on from the checkpoint of step {restored.step:,} of {experiment.steps:,}", file=sys.stderr)
+            say(f"going on from the checkpoint of step {restored.step:,} of {experiment.steps:,}", sys.stderr)
         else:
             report.before(workdir, experiment)
         start = restored.step if restored else None
-        log = logs.open_logs(workdir, start)
+        log = logs.open_logs(workdir, start) if main else logs.NO_LOGS
         stack.callback(log.close)
-        bar = logs.progress(experiment.steps, experiment.batch_size, start or 0)
+        bar = logs.progress(experiment.steps, experiment.batch_size, start or 0) if main else logs.NO_PROGRESS
         stack.callback(bar.close)
         tick = bar.tick
-        if PROFILE.value:
+        if PROFILE.value and main:
             folder, push = files.mirror(workdir)
             stack.callback(push, now=True)
             tick = profiled(folder / "profile", stack, tick)
+
+        processes.gathered(None)  # wait here while process 0 draws: a collective does not wait for long
 
         def write(step, record):
             log.write(step, record)
@@ -73,11 +98,19 @@ def train(experiment, workdir: Path) -> None:
         if reason == "signal":
             bar.close()
             again = shlex.join(["python", "-m", "deeplearn", *sys.argv[1:]])
-            print(f"stopped at step {int(state.step):,}, saved; to go on: {again}", file=sys.stderr)
+            say(f"stopped at step {int(state.step):,}, saved; to go on: {again}", sys.stderr)
             return
         best = checkpoints.restore_best(manager, compiled.abstract) or checkpoints.Restored(state, {}, int(state.step))
         bar.close()
-        print(report.after(workdir, experiment, compiled, best, progress, reason))
+        say(report.after(workdir, experiment, compiled, best, progress, reason))
+
+
+def say(text: str, stream=None) -> None:
+    """Print it, once, in however many processes."""
+    from deeplearn.parallel import processes
+
+    if processes.is_main():
+        print(text, file=stream, flush=True)
 
 
 def profiled(directory: Path, stack: contextlib.ExitStack, tick):

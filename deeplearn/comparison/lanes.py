@@ -38,15 +38,6 @@ def shared(tree, devices: Mesh):
     return jax.device_put(tree, NamedSharding(devices, PartitionSpec()))
 
 
-def fetch(tree):
-    """The whole arrays on the host, on every process, those parts included that other processes hold."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
 def each(function: Callable[[Any, Any], Any], devices: Mesh, together: bool = True) -> Callable[[Any, Any], Any]:
     """`(runs, shared) -> stacked function(run, shared)`, over the leading axis of every array in `runs`.
 

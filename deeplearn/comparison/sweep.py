@@ -13,7 +13,7 @@ from deeplearn.comparison import lanes
 from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
-from deeplearn.parallel import compiler
+from deeplearn.parallel import compiler, processes
 from deeplearn.training import evaluation, feed, step
 from deeplearn.training.state import TrainState, begin
 
@@ -216,13 +216,13 @@ def sweep(
             elapsed += time.perf_counter() - started
             done += steps
             found = {f"validation/{key}": x for key, x in measured(states, done, 0).items()}
-            line = {key: x[: len(group)] for key, x in lanes.fetch({**trained, **found}).items()}
+            line = {key: x[: len(group)] for key, x in processes.fetch({**trained, **found}).items()}
             lines.append((done, elapsed, line))
             ended = groups[number][0] + (len(group) if done == experiment.steps else 0)
             report(number * experiment.steps + done, len(groups) * experiment.steps, int(ended), line)
         steps, seconds, curves = zip(*lines, strict=True)
         curves = {key: np.stack([line[key] for line in curves], axis=1) for key in curves[0]}
-        found = lanes.fetch(measured(states, done, 1)) if test else {}
+        found = processes.fetch(measured(states, done, 1)) if test else {}
         found = {key: x[: len(group)] for key, x in found.items()}
         return np.array(steps), np.tile(seconds, (len(group), 1)) / len(group), curves, found
 

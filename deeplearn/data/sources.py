@@ -127,16 +127,15 @@ def stream(
     *,
     start_step: int = 0,
     stop_step: int = 2**31 - 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     threads: int = 8,
     prefetch: int = 16,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches from step `start_step` on, read by grain's threads while earlier ones are in use.
 
     The batch of step n holds the examples that `order.chunk_indices` gives for step n, wherever the stream
-    started, so there is no state to save. Each process reads only its own contiguous rows of it: a dict of
-    (batch_size // process_count, ...) arrays.
+    started, so there is no state to save. Of several processes each reads only its own rows of it: a dict of
+    (len(rows), ...) arrays.
 
     Args:
       source: examples.
@@ -144,8 +143,7 @@ def stream(
       batch_size: examples in a batch, over all processes.
       start_step: the first batch.
       stop_step: the batch after the last.
-      process_index: this process's number.
-      process_count: the number of processes, a divisor of `batch_size`.
+      rows: which rows of each batch to read, (n,) int; by default all.
       threads: threads that read, each a batch at a time.
       prefetch: batches that are read ahead.
 
@@ -156,15 +154,10 @@ def stream(
     """
     import grain
 
-    if batch_size % process_count:
-        remedy = "use a multiple of it"
-        raise UserError(f"batch_size {batch_size} does not divide by process_count {process_count}; {remedy}")
-    rows = batch_size // process_count
-    first_row = process_index * rows
+    rows = np.arange(batch_size) if rows is None else rows
 
     def read(step: int) -> dict[str, np.ndarray]:
-        positions = step * batch_size + first_row + np.arange(rows)
-        return source.__getitems__(order.indices(key, positions, len(source)))
+        return source.__getitems__(order.indices(key, step * batch_size + rows, len(source)))
 
     options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
     return iter(grain.MapDataset.range(start_step, stop_step).map(read).to_iter_dataset(options))

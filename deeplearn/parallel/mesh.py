@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplearn import errors
@@ -24,10 +25,10 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh that a text such as `data:2,fsdp:4` describes; an axis that it leaves out has size 1.
 
     Size -1 is what the other axes leave; the empty text is `data:-1`, every device. A mesh of fewer devices
-    than there are takes the first of them. `devices` are all of JAX's unless given.
+    than there are takes the first of them. `devices` are all of JAX's unless given, those of every process.
 
     Raises UserError for an unknown or repeated axis, for a size that is neither a positive number nor -1, for
-    more than one -1, and for sizes that the devices do not fill.
+    more than one -1, for sizes that the devices do not fill, and for a process without a device.
 
     >>> dict(parse("data:1").shape)
     {'data': 1, 'fsdp': 1, 'tensor': 1}
@@ -43,6 +44,8 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
         divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise errors.UserError(f"mesh {text}: {count} devices do not divide by {known}, only by {divisors}")
     shape = tuple(count // known if size == -1 else size for size in sizes.values())
+    if len({device.process_index for device in devices[: math.prod(shape)]}) < jax.process_count():
+        raise errors.UserError(f"mesh {text} leaves a process without a device: data:-1 takes all {count} devices")
     # Auto: placement stays outside the models and the compiler propagates it. JAX's default, Explicit, would
     # have every model say how its arrays are divided.
     auto = (AxisType.Auto,) * len(AXES)
@@ -62,6 +65,40 @@ def within(mesh: Mesh, function: Callable) -> Callable:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis divided over data x fsdp: (B, ...) is (B / (data fsdp), ...) on each device."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """Which of `size` rows, divided as a batch, lie on devices of this process: (n,) int, in order.
+
+    >>> rows_here(parse("data:1"), 4)
+    array([0, 1, 2, 3])
+    """
+    slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in slices]))
+
+
+def assemble(here: np.ndarray, rows: np.ndarray, size: int, sharding: NamedSharding, axis: int = 0) -> jax.Array:
+    """An array over all processes, of which each brings what its own devices hold along an axis.
+
+    Args:
+      here: (..., n, ...), this process's rows.
+      rows: their numbers, (n,) int, as `rows_here` has them.
+      size: the rows of all processes.
+      sharding: of the whole, which divides no other axis.
+      axis: of the rows.
+    """
+
+    def part(index):
+        start, stop, _ = index[axis].indices(size)
+        first = int(np.searchsorted(rows, start))
+        return here[(slice(None),) * axis + (slice(first, first + stop - start),)]
+
+    return jax.make_array_from_callback((*here.shape[:axis], size, *here.shape[axis + 1 :]), sharding, part)
+
+
+def whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array that every process has, on every device, without a word between them."""
+    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

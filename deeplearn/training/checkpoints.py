@@ -4,6 +4,9 @@ A checkpoint is a directory `STEP-ID`, which Orbax writes under another name and
 It holds the arrays, by their path in the state, in `state/`, and `record/record.json`: step, metric, the
 caller's metadata, and the shape, dtype and fingerprint of every array. In a bucket, where nothing is renamed at once,
 Orbax writes it in its place, and `commit_success.txt` last of all: without that file it is none.
+
+Of several processes each writes and reads what its devices hold, in a directory that all of them see; which checkpoint,
+and whether it is intact, they decide together.
 """
 
 import asyncio
@@ -29,6 +32,7 @@ from absl import logging
 
 from deeplearn.errors import UserError
 from deeplearn.files import in_bucket, locate, remove_tree
+from deeplearn.parallel import processes
 from deeplearn.training import leaves
 from deeplearn.training.fingerprint import fingerprints
 
@@ -45,6 +49,7 @@ class Manager:
       directory: absolute path.
       keep: how many of the newest checkpoints stay, beside the best.
       mode: whether the best metric is the "min" or the "max".
+      handler: Orbax's, which reads and writes.
       checkpointer: Orbax's, which owns the writing thread.
       damaged: names of checkpoints that failed to restore: they count for nothing, and saving them again
         replaces them.
@@ -54,6 +59,7 @@ class Manager:
     directory: pathlib.Path
     keep: int
     mode: str
+    handler: Any
     checkpointer: Any
     damaged: set[str] = dataclasses.field(default_factory=set)
     saving: int | None = None
@@ -108,7 +114,7 @@ def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Mana
         state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
         record=ocp.JsonCheckpointHandler(filename="record.json"),
     )
-    return Manager(directory, keep, mode, ocp.AsyncCheckpointer(handler))
+    return Manager(directory, keep, mode, handler, ocp.AsyncCheckpointer(handler))
 
 
 def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> bool:
@@ -154,7 +160,9 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
     wait(manager)
     with _writing(manager, step):
         manager.directory.mkdir(parents=True, exist_ok=True)  # if something removed it meanwhile
-        if _is_whole(path) and path.name not in manager.damaged:
+        name, there = processes.decided([path.name, _is_whole(path)])
+        path = manager.directory / name
+        if there and name not in manager.damaged:
             return True
         if in_bucket(path):
             _clear(path)
@@ -181,7 +189,7 @@ def wait(manager: Manager) -> None:
     step, manager.saving = manager.saving, None
     with _writing(manager, step):
         manager.checkpointer.wait_until_finished()
-        if step is not None and jax.process_index() == 0:
+        if step is not None and processes.is_main():
             _prune(manager)
 
 
@@ -224,19 +232,24 @@ def restore_best(manager: Manager, abstract_state: Any) -> Restored | None:
 
 
 def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[_Checkpoint]) -> Restored | None:
-    for checkpoint in checkpoints:
-        path = manager.directory / checkpoint.name
+    for name in processes.decided([checkpoint.name for checkpoint in checkpoints]):
+        path = manager.directory / name
         with _quiet_coroutines():
+            damage = None
             try:
                 record = _read_record(path)
                 _check_same_model(path, record, abstract_state)
-                state = _read_state(manager, path, record, abstract_state)
-                return Restored(state, record["metadata"], record["step"])
+                data = _read_arrays(manager, path, abstract_state)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # the reader's trouble, no damage
                 raise
             except Exception as error:  # there is no end to what damaged files make Orbax raise
-                logging.warning("skipped the damaged checkpoint %s: %s", path, _cause(error))
-                manager.damaged.add(checkpoint.name)
+                damage = _cause(error)
+            # Before the fingerprints, which all processes take together.
+            damage = next(filter(None, processes.gathered(damage)), None) or _altered(record, data)
+            if damage is None:
+                return Restored(_as_state(data, abstract_state), record["metadata"], record["step"])
+            logging.warning("skipped the damaged checkpoint %s: %s", path, damage)
+            manager.damaged.add(name)
             time.sleep(0.02)  # reads that nobody waits for any more end, and let go of their coroutines
             gc.collect()
     return None
@@ -249,21 +262,31 @@ def _read_record(path: pathlib.Path) -> dict[str, Any]:
     return content["record"]
 
 
-def _read_state(manager: Manager, path: pathlib.Path, record: dict[str, Any], abstract_state: Any) -> Any:
+def _read_arrays(manager: Manager, path: pathlib.Path, abstract_state: Any) -> dict[str, jax.Array]:
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    named = leaves.named(abstract_state)
-    abstract = {name: leaves.abstract_data(leaf) for name, leaf in named.items()}
+    abstract = {name: leaves.abstract_data(leaf) for name, leaf in leaves.named(abstract_state).items()}
     item = {name: leaf for name, leaf in abstract.items() if leaf.size}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=item, restore_args=restore_args))
-    data = manager.checkpointer.restore(path, args=args).state
+    # Not by the checkpointer, which waits for all processes in the end, and in vain if one of them fails.
+    return manager.handler.restore(epath.Path(path), args=args).state
+
+
+def _altered(record: dict[str, Any], data: dict[str, jax.Array]) -> str | None:
     for name, fingerprint in fingerprints(data).items():
         if list(fingerprint.sums) != record["leaves"][name][2:]:
-            raise ValueError(f"{name} is not what was written")
-    for name in abstract.keys() - item.keys():
-        data[name] = jnp.zeros(abstract[name].shape, abstract[name].dtype, device=abstract[name].sharding)
-    restored = [leaves.restore(leaf, data[name]) for name, leaf in named.items()]
+            return f"{name} is not what was written"
+    return None
+
+
+def _as_state(data: dict[str, jax.Array], abstract_state: Any) -> Any:
+    restored = []
+    for name, leaf in leaves.named(abstract_state).items():
+        words = leaves.abstract_data(leaf)  # what was empty is not in the files
+        array = data[name] if words.size else jnp.zeros(words.shape, words.dtype, device=words.sharding)
+        restored.append(leaves.restore(leaf, array))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
 
 
@@ -332,12 +355,9 @@ def _set_aside(path: pathlib.Path) -> pathlib.Path:
 
 def _clear(path: pathlib.Path) -> None:
     """Remove what an interrupted save left in a bucket, before any process writes there."""
-    if jax.process_index() == 0 and path.exists():
+    if processes.is_main() and path.exists():
         remove_tree(path)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"cleared {path.name}")
+    processes.gathered(None)
 
 
 @contextlib.contextmanager

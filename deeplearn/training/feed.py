@@ -46,12 +46,11 @@ def gather(batch_size: int, length: int, constrain=lambda batch: batch):
 
 def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
     """Every split whole on every device: an epoch costs the host nothing."""
-    whole = meshes.replicated(mesh)
     held = {}
 
     def on_device(split):
         if split not in held:
-            held[split] = jax.device_put(dict(data.split(split).arrays), whole)
+            held[split] = {name: meshes.whole(x, mesh) for name, x in data.split(split).arrays.items()}
         return held[split]
 
     return Feed(
@@ -64,24 +63,33 @@ def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
 def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
     """Batches read by threads ahead of the step that wants them; each process reads its own rows only."""
     key = jax.random.fold_in(jax.random.key(seed), ORDER)
-    rows = NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES))
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    rows, parts = meshes.rows_here(mesh, batch_size), meshes.batch_parts(mesh)
+    divided = NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES))
+    together = jax.jit(
+        lambda block, size: {name: x[:size] for name, x in block.items()},
+        static_argnums=1,
+        out_shardings=meshes.replicated(mesh),
+    )
     reading = {"step": -1, "batches": iter(())}
 
     def read(step, steps):
         if reading["step"] != step:
-            batches = sources.stream(data.train, key, batch_size, start_step=step, **processes)
+            batches = sources.stream(data.train, key, batch_size, start_step=step, rows=rows)
             reading.update(step=step, batches=batches)
         taken = [next(reading["batches"]) for _ in range(steps)]
         reading["step"] += steps
         stacked = {name: np.stack([batch[name] for batch in taken]) for name in taken[0]}  # (steps, B, ...)
-        return {name: jax.make_array_from_process_local_data(rows, x) for name, x in stacked.items()}
+        return {name: meshes.assemble(x, rows, batch_size, divided, axis=1) for name, x in stacked.items()}
 
     def blocks(split):
         source = data.split(split)
         for start in range(0, len(source), EVALUATE_BLOCK):
-            rows = range(start, min(start + EVALUATE_BLOCK, len(source)))
-            yield jax.device_put(source.__getitems__(rows), meshes.replicated(mesh))
+            size = min(EVALUATE_BLOCK, len(source) - start)
+            filled = -(-size // parts) * parts  # with copies of the last row, which go again
+            here = meshes.rows_here(mesh, filled)
+            read = source.__getitems__(start + np.minimum(here, size - 1))
+            at = meshes.batch_sharding(mesh)
+            yield together({name: meshes.assemble(x, here, filled, at) for name, x in read.items()}, size)
 
     return Feed(
         data=read,

@@ -30,6 +30,9 @@ class Logs(NamedTuple):
     flush: Callable[[], None]
 
 
+NO_LOGS = Logs(lambda step, scalars: None, lambda: None, lambda: None)  # of all processes but the first
+
+
 def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Logs:
     """Open `workdir`/metrics.jsonl and `workdir`/tensorboard to append to.
 
@@ -150,6 +153,9 @@ class Progress(NamedTuple):
     tick: Callable[[int, dict[str, Any]], None]
     note: Callable[[int, dict[str, Any]], None]
     close: Callable[[], None]
+
+
+NO_PROGRESS = Progress(lambda step, scalars: None, lambda step, scalars: None, lambda: None)
 
 
 def progress(

@@ -12,6 +12,7 @@ import jax
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment, Target
 from deeplearn.optimizers import current_learning_rate
+from deeplearn.parallel import processes
 
 
 class Progress(NamedTuple):
@@ -130,7 +131,7 @@ def kept(step: int) -> str:
 
 
 def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks) -> tuple[Any, Progress, str]:
-    """Run from `state` to the end of the budget, or of patience ("early"), or to a signal.
+    """Run from `state` to the end of the budget, or of patience ("early"), or to a signal to any of the processes.
 
     Returns the state, the progress, and why it ended: "done", "early" or "signal". Raises Diverged, before anything of
     the spoilt state is saved, when a loss or a gradient is not finite.
@@ -163,13 +164,14 @@ def train(experiment: Experiment, program, state, progress: Progress, hooks: Hoo
                 record |= {f"validation/{name}": value for name, value in scalars(values).items()}
             hooks.log(step, record)
             done = finished(experiment, step, progress)
-            if due or done or signalled.is_set():
+            stopped = any(processes.gathered(signalled.is_set()))  # by a signal to any process, for all at this step
+            if due or done or stopped:
                 score = None
                 if progress.best_step == step:
                     score = progress.best if goal.rises else -progress.best
                 if not hooks.save(step, state, progress, score):
                     raise Diverged(f"a parameter is not finite at step {step}; {kept(saved)}")
                 saved = step
-            if signalled.is_set() and not done:
+            if stopped and not done:
                 return state, progress, "signal"
     return state, progress, "done" if step >= experiment.steps else "early"

@@ -80,3 +80,9 @@ def build(experiment: Experiment) -> Program:
         chunk=compile(chunk, donate_argnums=0, out_shardings=(placed, whole)),
         evaluate=evaluate,
     )
+
+
+def placed(program: Program) -> str:
+    """A table of where the parameters and the optimizer's state lie, and what a device holds of them."""
+    parts = {name: getattr(program.abstract, name) for name in ("params", "model_state", "opt_state")}
+    return placement.table(parts, jax.tree.map(lambda x: x.sharding, parts))

@@ -33,6 +33,8 @@ def before(workdir: Path, experiment) -> None:
 def after(workdir: Path, experiment, program, best, progress, reason: str) -> str:
     """Evaluate the best checkpoint on every split, draw it, and say in a few lines how the run went."""
     values = {split: jax.device_get(program.evaluate(best.state, split)) for split in ("train", "validation", "test")}
+    params = experiment.optimizer.evaluation_params(best.state.opt_state, best.state.params)
+    params, model_state = processes.fetch((params, best.state.model_state))
     if not processes.is_main():
         return ""
     summary = {
@@ -44,7 +46,7 @@ def after(workdir: Path, experiment, program, best, progress, reason: str) -> st
     }
     with files.replacing(workdir / "evaluation.json") as path:
         path.write_text(json.dumps(summary, indent=1))
-    draw(workdir, experiment, best.state, values["test"])
+    draw(workdir, experiment, params, model_state, values["test"])
 
     ended = {"done": "done", "early": f"stopped early, {progress.stale} evaluations without a better one"}[reason]
     lines = [f"{ended}: best checkpoint at step {best.step:,}, {progress.seconds:.1f} s of training"]
@@ -63,13 +65,12 @@ def after(workdir: Path, experiment, program, best, progress, reason: str) -> st
     return "\n".join(lines)
 
 
-def draw(workdir: Path, experiment, state, test: dict) -> None:
-    """The curves, and what the best parameters make of the test split."""
+def draw(workdir: Path, experiment, params, model_state, test: dict) -> None:
+    """The curves, and what the best parameters, on the host, make of the test split."""
     pictures.curves(workdir / "curves.png", logs.read_metrics(workdir))
     split, classes = experiment.data.test, experiment.data.classes
     batch = split.__getitems__(range(min(SHOWN, len(split))))
-    params = experiment.optimizer.evaluation_params(state.opt_state, state.params)
-    outputs = np.asarray(jax.jit(experiment.task.predict)(params, state.model_state, batch), np.float32)
+    outputs = np.asarray(jax.jit(experiment.task.predict)(params, model_state, batch), np.float32)
     if classes:
         counts = np.rint(np.asarray(test["confusion"], np.float64) * len(split)).astype(int)
         pictures.confusion_matrix(workdir / "confusion.png", counts, classes)

@@ -1,0 +1,85 @@
+"""The flags of a run in several processes, and what the commands do with them."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+
+COORDINATOR = flags.DEFINE_string("coordinator", None, "of several processes: HOST:PORT of process 0")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many; 1: this one alone, whatever cluster it is in")
+PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
+TIMEOUT = flags.DEFINE_float("process_timeout", 300.0, "seconds to wait until all of them are there", lower_bound=1)
+
+
+def place():
+    """This process's Place by the flags, else by its cluster; None where it is alone."""
+    from deeplearn.errors import UserError
+    from deeplearn.parallel import processes
+
+    address, count, rank = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    if count == 1 and not rank:
+        return None
+    given = {"coordinator": address, "processes": count, "process": rank}
+    absent = [name for name, value in given.items() if value is None]
+    if len(absent) == len(given):
+        return processes.found(TIMEOUT.value)
+    if absent:
+        raise UserError(f"--{absent[0]} is missing: several processes need --coordinator, --processes and --process")
+    if not 0 <= rank < count:
+        raise UserError(f"--process={rank} is none of --processes={count}: they are numbered from 0 to {count - 1}")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"--coordinator={address} is not of the form HOST:PORT, as in 10.0.0.2:8476")
+    return processes.Place(address, count, rank)
+
+
+@contextlib.contextmanager
+def joined(fields: dict[str, Any], experiment: str) -> Iterator[None]:
+    """Run the block on every process of the run, all started with the same `fields`, experiment's file and code."""
+    from deeplearn import experiment as experiments
+    from deeplearn.parallel import processes
+
+    here = place()
+    if here is None:
+        yield
+        return
+    rooms = Path(experiments.__file__).parent, Path(experiments.__file__).parents[1] / "kernels"
+    code = [file for room in rooms for file in sorted(room.rglob("*.py"))]
+    alike = {
+        **fields,
+        "the experiment's file": digest([experiments.find(experiment)]),
+        "the code of deeplearn": digest(code),
+        **{f"{package}'s version": metadata.version(package) for package in ("jax", "jaxlib")},
+    }
+    with processes.together(here, alike, TIMEOUT.value):
+        if not processes.is_main():
+            logging.set_verbosity(logging.ERROR)
+        yield
+
+
+def digest(files: list[Path]) -> str:
+    """Twelve letters that no other contents have."""
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:12]
+
+
+def check_shared(workdir: Path) -> None:
+    """Refuse a workdir that is not, on every process, the directory in which process 0 has just written a manifest."""
+    from deeplearn.errors import UserError
+    from deeplearn.parallel import processes
+    from deeplearn.training import manifest
+
+    here = manifest.read(workdir) if manifest.exists(workdir) else None
+    if here != processes.decided(here):
+        raise UserError(f"{workdir} is not the directory that process 0 has; choose a --workdir that all of them share")
+
+
+def alone(command: str) -> None:
+    """Refuse to be one of several processes."""
+    from deeplearn.errors import UserError
+
+    if place() is not None:
+        raise UserError(f"{command} runs in one process, which takes all devices of its machine; add --processes=1")

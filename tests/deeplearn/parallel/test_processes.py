@@ -1,0 +1,367 @@
+"""Real processes on this machine, against one process."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from deeplearn.commands import cluster
+from deeplearn.data import order
+from deeplearn.errors import UserError
+from deeplearn.parallel import processes
+from deeplearn.training.state import ORDER
+from tests.deeplearn.parallel.launch import RUN, finished, starter
+
+LOST = "(killed, or its machine is gone); the same command on every process goes on from the last checkpoint\n"
+
+
+def records(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def saved(workdir):
+    return sorted(int(path.name[:9]) for path in (workdir / "checkpoints").glob("[0-9]*-????????"))
+
+
+def said(err):
+    """What a process says itself; XLA and gloo write lines of their own."""
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def assert_same_run(a, b):
+    """The same losses, but for the order in which devices add up."""
+    assert [line["step"] for line in a] == [line["step"] for line in b]
+    for one, other in zip(a, b, strict=True):
+        names = one.keys() - {"seconds"}
+        np.testing.assert_allclose([one[name] for name in names], [other[name] for name in names], rtol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(home, tmp_path_factory):
+    """The records of the run in one process."""
+    directory = tmp_path_factory.mktemp("alone")
+    with starter(home, directory) as start:
+        ((status, _, err),) = finished(start(1, *RUN, "--workdir=run"))
+    assert status == 0, err
+    return records(directory / "run")
+
+
+def test_two_processes_lose_as_one(divided, alone):
+    """The same loss; process 0 alone writes and prints."""
+    workdir, ((status, out, err), (other_status, other_out, other_err)) = divided
+    assert (status, other_status) == (0, 0), err + other_err
+    assert_same_run(records(workdir), alone)
+    assert "test       accuracy" in out and "step 42/42" in err
+    assert "accuracy" not in other_out and not other_err
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert json.loads((workdir / "manifest.json").read_text())["devices"]["count"] == 2
+    assert {path.name for path in workdir.iterdir()} >= {"curves.png", "wrong.png", "evaluation.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, devices, mesh", [(4, 1, ""), (2, 2, "data:2,fsdp:2"), (2, 1, "tensor:2")])
+def test_many_processes_lose_as_one(start, alone, tmp_path, number, devices, mesh):
+    done = finished(start(number, *RUN, f"--config.mesh={mesh}", "--workdir=run", devices=devices))
+    assert [status for status, *_ in done] == [0] * number, done
+    assert_same_run(records(tmp_path / "run"), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, devices, mesh", [(1, 1, ""), (4, 1, "data:2,fsdp:2"), (1, 4, "fsdp:-1")])
+def test_restored_on_other_processes_and_devices(start, divided, tmp_path, number, devices, mesh):
+    """What two processes wrote together is read by any others, which go on with the same losses."""
+    workdir, _ = divided
+    shutil.copytree(workdir, tmp_path / "run")
+    assert saved(workdir) == [21, 42]
+    (later,) = (tmp_path / "run" / "checkpoints").glob("000000042-*")
+    shutil.rmtree(later)
+    done = finished(start(number, *RUN, f"--config.mesh={mesh}", "--workdir=run", devices=devices))
+    assert [status for status, *_ in done] == [0] * number, done
+    assert "going on from the checkpoint of step 21 of 42" in done[0][2]
+    assert_same_run(records(tmp_path / "run"), records(workdir))
+    assert saved(tmp_path / "run") == [21, 42]
+
+
+def test_a_damaged_checkpoint_is_skipped_by_all(start, divided, tmp_path):
+    """Here only what process 1 reads is damaged. `evaluate` prints once."""
+    shutil.copytree(divided[0], tmp_path / "run")
+    (latest,) = (tmp_path / "run" / "checkpoints").glob("000000042-*")
+    files = list((latest / "state" / "ocdbt.process_1" / "d").iterdir())
+    assert files
+    for file in files:
+        file.write_bytes(bytes(file.stat().st_size))
+    done = finished(start(2, "evaluate", "--workdir=run", "--checkpoint=last"))
+    assert [status for status, *_ in done] == [0, 0], done
+    assert "skipped the damaged checkpoint" in done[0][2] and "step 21" in done[0][1]
+    assert "accuracy" not in done[1][1] and not done[1][2]
+
+
+STREAMED = '''"""Digits that are streamed, and a record of every reading."""
+
+import json
+import os
+
+import numpy as np
+
+from deeplearn import experiment
+from deeplearn.data.splits import Data
+
+DIGITS = experiment.load("digits_mlp")
+get_config = DIGITS.get_config
+
+
+class Recording:
+    def __init__(self, source, name):
+        self.source, self.name = source, name
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitems__(self, indices):
+        with open(f"read{os.environ['RANK_IN_TEST']}.jsonl", "a") as file:
+            file.write(json.dumps([self.name, np.asarray(indices).tolist()]) + "\\n")
+        return self.source.__getitems__(indices)
+
+
+def build(config):
+    wired = DIGITS.build(config)
+    data = wired.data
+    splits = {name: Recording(data.split(name), name) for name in ("train", "validation", "test")}
+    return wired._replace(data=Data(data.name, **splits, classes=data.classes))
+'''
+
+
+def test_each_reads_only_its_share(start, alone, tmp_path):
+    """Of a streamed split, in training and in evaluation; and the losses are those of the run in one process."""
+    (tmp_path / "streamed.py").write_text(STREAMED)
+    command = ("train", "--config=streamed.py", *RUN[2:], "--workdir=run")
+    done = finished(start(2, *command))
+    assert [status for status, *_ in done] == [0, 0], done
+    assert_same_run(records(tmp_path / "run"), alone)
+    key = jax.random.fold_in(jax.random.key(0), ORDER)
+    batches = np.asarray(order.chunk_indices(key, 0, 42, 64, 1293))
+    for rank in range(2):
+        reads = [json.loads(line) for line in (tmp_path / f"read{rank}.jsonl").read_text().splitlines()]
+        reads = [(name, tuple(rows)) for name, rows in reads]
+        mine = {tuple(rows) for rows in batches[:, 32 * rank : 32 * (rank + 1)].tolist()}
+        trained = [rows for name, rows in reads if name == "train" and len(rows) == 32]
+        assert mine <= {*trained}
+        assert all(len(rows) == 72 for name, rows in reads if name == "validation")
+        assert {rows for name, rows in reads if name == "validation"} == {tuple(range(72 * rank, 72 * (rank + 1)))}
+        for_pictures = {36, 360} if rank == 0 else set()  # which process 0 alone draws
+        assert {len(rows) for _, rows in reads} <= {32, 72, 180, 647} | for_pictures
+
+
+LONG = ("train", "--config=digits_mlp", "--config.epochs=100000", "--config.log_every=5", "--workdir=run")
+
+
+def under_way(running, workdir):
+    """Wait until they train."""
+    while len(records(workdir)) < 3 and all(process.poll() is None for process in running):
+        time.sleep(0.05)
+
+
+def test_sigterm_to_one_stops_all(start, tmp_path):
+    """At one step, with a checkpoint, from which they go on."""
+    running = start(2, *LONG)
+    under_way(running, tmp_path / "run")
+    running[1].send_signal(signal.SIGTERM)
+    done = finished(running)
+    assert [status for status, *_ in done] == [0, 0], done
+    step = records(tmp_path / "run")[-1]["step"]
+    assert f"stopped at step {step:,}, saved; to go on: python -m deeplearn train" in done[0][2]
+    assert saved(tmp_path / "run")[-1] == step and not done[1][2]
+
+
+@pytest.mark.parametrize("number, victim", [(2, 0), (2, 1), (4, 2)])
+def test_a_lost_process_is_named(start, tmp_path, number, victim):
+    """After kill -9 nobody waits for it."""
+    running = start(number, *LONG)
+    under_way(running, tmp_path / "run")
+    running[victim].kill()
+    killed = time.monotonic()
+    done = finished(running)
+    assert time.monotonic() - killed < 60
+    for rank, (status, _, err) in enumerate(done):
+        assert status == (-signal.SIGKILL if rank == victim else 1), err
+        who = f"process {rank}: " if rank else ""
+        assert rank == victim or err.endswith(f"error: {who}process {victim} is lost {LOST}"), err
+
+
+FAULTY = '''"""Digits that process 1 cannot have."""
+
+import os
+
+from deeplearn import experiment
+from deeplearn.errors import UserError
+
+DIGITS = experiment.load("digits_mlp")
+get_config = DIGITS.get_config
+
+
+def build(config):
+    if os.environ["RANK_IN_TEST"] == "1":
+        raise {}("no room for the data; make some")
+    return DIGITS.build(config)
+'''
+
+
+@pytest.mark.parametrize("kind, status, passed_on", [("UserError", 2, ""), ("LookupError", 1, "LookupError: ")])
+def test_an_error_of_one_ends_all(start, tmp_path, kind, status, passed_on):
+    """Nobody waits for a process that had to stop; a mistake is passed on in its words, a fault has its traceback."""
+    (tmp_path / "faulty.py").write_text(FAULTY.format(kind))
+    zero, one = finished(start(2, "train", "--config=faulty.py", "--workdir=run"))
+    line = f"{passed_on}no room for the data; make some"
+    assert zero[0] == one[0] == status, (zero, one)
+    assert said(zero[2]) == [f"error: process 1 ended: {line}"] and said(one[2]) == [f"error: process 1: {line}"]
+    assert "Traceback" not in zero[2] and ("Traceback" in one[2]) == (status == 1)
+
+
+@pytest.mark.parametrize("absent", [(2, 3), (0,)])
+def test_a_process_that_never_arrives(start, tmp_path, absent):
+    done = finished(start(4 if absent[0] else 2, *RUN, "--workdir=run", "--process_timeout=2", absent=absent))
+    for rank, (status, out, err) in enumerate(done, start=absent == (0,)):
+        who = f"process {rank}: " if rank else ""
+        what = "processes 2 and 3 of 4 did not arrive" if absent[0] else "process 0 did not arrive at localhost:"
+        assert status == 2 and not out
+        assert len(err.splitlines()) == 1 and err.startswith(f"error: {who}{what}") and "within 2 s" in err, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_on_one_process(start, tmp_path):
+    """Is refused before anything is done, on every process."""
+    done = finished(start(2, *RUN, "--workdir=run", own={1: ("--config.learning_rate=0.1", "--config.seed=3")}))
+    for status, _, err in done:
+        assert status == 2 and len(err.splitlines()) == 1
+        assert "process 1 was not started as process 0 was: config." in err
+        assert "config.learning_rate is None on process 0 and 0.1 on process 1" in err
+        assert "config.seed is 0 on process 0 and 3 on process 1; start all with the same command and files" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_experiment_file_on_one_process(start, tmp_path):
+    (tmp_path / "one").mkdir()
+    for place, more in (("one/streamed.py", ""), ("streamed.py", "# changed\n")):
+        (tmp_path / place).write_text(STREAMED + more)
+    own = {0: ("--config=one/streamed.py",), 1: ("--config=streamed.py",)}
+    for status, _, err in finished(start(2, "train", "--workdir=run", own=own)):
+        assert status == 2 and "process 1 was not started as process 0 was: the experiment's file is " in err
+
+
+def test_a_mesh_has_devices_of_every_process(start, tmp_path):
+    done = finished(start(2, *RUN, "--workdir=run", "--config.mesh=data:1"))
+    for rank, (status, _, err) in enumerate(done):
+        who = f"process {rank}: " if rank else ""
+        assert status == 2
+        assert said(err) == [f"error: {who}mesh data:1 leaves a process without a device: data:-1 takes all 2 devices"]
+
+
+def test_compare_is_for_one_process(start):
+    arguments = ("compare", "--config=digits_mlp", "--workdir=run", "--coordinator=localhost:1", "--process=0")
+    ((status, _, err),) = finished(start(1, *arguments, "--processes=2"))
+    assert status == 2 and said(err) == [
+        "error: compare runs in one process, which takes all devices of its machine; add --processes=1"
+    ]
+
+
+@pytest.fixture
+def given():
+    """`given(**flags)`: the Place by these flags."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def given(**values):
+        with flagsaver.flagsaver(**values):
+            return cluster.place()
+
+    return given
+
+
+def test_place_by_flags(given):
+    assert given(coordinator="10.0.0.2:80", processes=4, process=3) == processes.Place("10.0.0.2:80", 4, 3)
+    assert given(processes=1) is None
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"processes": 2, "process": 0}, "--coordinator is missing"),
+        ({"coordinator": "a:1", "process": 0}, "--processes is missing"),
+        ({"coordinator": "a:1", "processes": 2}, "--process is missing"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, "numbered from 0 to 1"),
+        ({"coordinator": "a", "processes": 2, "process": 1}, "--coordinator=a is not of the form HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit(given, values, said):
+    with pytest.raises(UserError, match=said):
+        given(**values)
+
+
+CLUSTERS = ("SLURM", "OMPI", "KUBERNETES", "JOB_", "TPU", "MEGASCALE", "JAX_COORDINATOR")
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[03-06]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "1",
+}
+TPU = {
+    "TPU_WORKER_HOSTNAMES": "localhost,10.0.0.3",
+    "TPU_WORKER_ID": "1",
+    "TPU_SKIP_MDS_QUERY": "1",  # as GKE sets it
+    "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_SLICE_ID": "0",
+}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """`environment(**variables)`: these, and nothing else of a cluster."""
+
+    def environment(**variables):
+        for name in [name for name in os.environ if name.startswith(CLUSTERS)]:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return environment
+
+
+@pytest.mark.parametrize("variables", [{}, SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, POD])
+def test_nothing_is_found_where_there_is_nothing(environment, monkeypatch, variables):
+    """And nobody is asked: a laptop's start is as it was."""
+    environment(**variables)
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("the network was asked"))
+    assert processes.found(1) is None
+
+
+def test_slurm_is_found(environment):
+    environment(**SLURM)
+    place = processes.found(1)
+    assert place == processes.Place(place.coordinator, 4, 2, [1]) and place.coordinator.startswith("node03:")
+
+
+def test_a_pod_of_tpus_is_found(environment, monkeypatch):
+    environment(**TPU)
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr("jax._src.clusters.cluster.running_in_cloud_tpu_vm", True)
+    assert processes.found(1) == processes.Place("localhost:8482", 2, 1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kubernetes") is not None, reason="kubernetes is installed")
+def test_a_kubernetes_job_without_the_package(environment):
+    environment(**POD, JOB_COMPLETION_INDEX="1")
+    with pytest.raises(UserError, match="pip install kubernetes; or give --coordinator, --processes and --process"):
+        processes.found(1)

@@ -1,0 +1,100 @@
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deeplearn.errors import UserError
+from deeplearn.parallel import wire
+from tests.deeplearn.parallel.launch import free_port
+
+
+def meet(*, count, ranks=None, fields=lambda rank: {}, timeout=5.0):
+    """What `wire.meet` gives each rank, or raises there."""
+    ranks = range(count) if ranks is None else ranks
+    address = f"localhost:{free_port()}"
+
+    def one(rank):
+        try:
+            return wire.meet(address, rank, count, fields(rank), timeout)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(one, ranks))
+
+
+def everywhere(function, met):
+    with ThreadPoolExecutor(len(met)) as pool:
+        return list(pool.map(function, met))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_all_hear_all(count):
+    met = meet(count=count)
+    for _ in range(3):
+        said = everywhere(lambda w: wire.gathered(w, {"rank": w.rank}), met)
+        assert said == [[{"rank": rank} for rank in range(count)]] * count
+    everywhere(wire.close, met)
+
+
+@pytest.mark.parametrize("ranks, said", [((0, 2), "processes 1 and 3 of 4"), ((0, 1, 2), "process 3 of 4")])
+def test_the_missing_are_named(ranks, said):
+    lines = meet(count=4, ranks=ranks, timeout=1)
+    assert all(f"{said} did not arrive within 1 s" in line for line in lines)
+
+
+def test_process_0_is_missing():
+    (line,) = meet(count=2, ranks=(1,), timeout=1)
+    assert "process 0 did not arrive at localhost:" in line and "within 1 s (Connection refused)" in line
+
+
+def test_the_different_are_named():
+    """And in what, the same on every process."""
+    lines = meet(count=4, fields=lambda rank: {"config.lr": 0.1, "jax": f"0.{rank // 2}"})
+    assert len(set(lines)) == 1
+    assert "processes 2 and 3 were not started as process 0 was: jax is 0.0 on process 0 and 0.1 on proc" in lines[0]
+
+
+def test_another_number_of_processes():
+    address = f"localhost:{free_port()}"
+    with ThreadPoolExecutor(2) as pool:
+        zero = pool.submit(wire.meet, address, 0, 2, {}, 5)
+        three = pool.submit(wire.meet, address, 3, 4, {}, 5)
+        for place in (zero, three):
+            with pytest.raises(UserError, match="--processes is 2 on process 0 and 4 on process 3"):
+                place.result()
+
+
+def test_strangers_and_doubles():
+    """What knocks at the port without a word is let go; a second process of one number is refused, the first stays."""
+    port = free_port()
+    address = f"localhost:{port}"
+    with ThreadPoolExecutor(4) as pool:
+        zero = pool.submit(wire.meet, address, 0, 3, {}, 20)
+        stranger = None
+        while stranger is None:
+            try:
+                stranger = socket.create_connection(("localhost", port))
+            except ConnectionRefusedError:
+                pass
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        arrived = threading.Event()
+        ones = [pool.submit(wire.meet, address, 1, 3, {}, 20) for _ in range(2)]
+        for one in ones:
+            one.add_done_callback(lambda _: arrived.set())
+        assert arrived.wait(20)
+        (refused,) = (one for one in ones if one.done())
+        assert "there is a process 1 already" in str(refused.exception())
+        two = pool.submit(wire.meet, address, 2, 3, {}, 20)
+        ones.remove(refused)
+        met = [future.result() for future in (zero, ones[0], two)]
+        assert everywhere(lambda w: wire.gathered(w, w.rank), met) == [[0, 1, 2]] * 3
+        everywhere(wire.close, met)
+        stranger.close()
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as taken:
+        with pytest.raises(UserError, match="cannot listen on port .*: Address already in use; choose another --coo"):
+            wire.meet(f"localhost:{taken.getsockname()[1]}", 0, 2, {}, 1)
