@@ -20,7 +20,6 @@ TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the fewest of this probabil
 SEED = flags.DEFINE_integer("seed", 0, "of what is drawn")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
 flags.mark_flag_as_required("workdir")
-flags.adopt_module_key_flags(cluster)
 
 
 def main() -> None:

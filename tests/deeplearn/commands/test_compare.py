@@ -181,7 +181,7 @@ def test_a_corrupt_record_is_named(run, tmp_path):
 @pytest.mark.parametrize("number, status, said", [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "stopped; the runs")])
 def test_a_stopped_comparison_goes_on(start, run, tmp_path, number, status, said):
     """Stopped when the first optimizer's runs are there: the next command trains only the others."""
-    flags = (*FIELDS, "--optimizers=adam,lion,muon", "--learning_rates=2", "--seeds=1", "--reruns=0")
+    flags = (*FIELDS, "--optimizers=adam,lion,muon,adan,yogi", "--learning_rates=2", "--seeds=1", "--reruns=0")
     process = start("compare", *flags)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "run").rglob("tune-*.json"))) < 2 and time.monotonic() < deadline:

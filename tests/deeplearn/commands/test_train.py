@@ -146,6 +146,16 @@ def test_two_runs_in_one_workdir(start, run, fragile, tmp_path):
     first.communicate()
 
 
+def test_the_placement_is_shown_before_a_run_on_several_devices(run, fragile):
+    flags = ("train", f"--config={fragile}", "--workdir=run", "--config.steps=1", "--config.batch_size=32")
+    status, _, err = run(*flags, "--config.mesh=fsdp:2", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    lines = err.splitlines()
+    assert status == 0 and ["path", "shape", "axes", "bytes", "a", "device"] in [line.split() for line in lines], err
+    assert any(line.startswith("opt_state/") for line in lines) and any(line.startswith("total") for line in lines)
+    status, _, err = run(*flags[:2], "--workdir=one", *flags[3:], "--config.mesh=data:1")
+    assert status == 0 and "bytes a device" not in err
+
+
 def test_profile(run, fragile, tmp_path):
     status, _, err = run("train", f"--config={fragile}", "--workdir=run", "--config.steps=60", "--profile")
     assert status == 0, err
