@@ -1,7 +1,8 @@
 """How a convolution is divided over a mesh: by images and by channels, never by pixels.
 
-XLA divides its own programs. A kernel that it cannot look into is divided as a rule says, in which the axes of all
-operands and of the result have names: "n h w c, i j c k -> n p q k". What has a letter in DIVIDED may be divided.
+XLA divides its own programs. A kernel that it cannot look into, and a form that takes images in another order, are
+divided as a rule says, in which the axes of all operands and of the result have names:
+"n h w c, i j c k -> n p q k". What has a letter in DIVIDED may be divided.
 """
 
 from collections.abc import Callable
