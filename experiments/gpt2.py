@@ -8,11 +8,8 @@ Command: python -m deeplearn train --config=experiments/gpt2.py --workdir=runs/g
 Measured: nothing yet; published, on OpenWebText: a loss of 2.85 after 600,000 steps (nanoGPT's README).
 """
 
-from deeplearn.config import base_config, compute_dtype
-from deeplearn.data import text, tokenizers
-from deeplearn.experiment import wire
-from deeplearn.models.gpt import AXES, GPT, Architecture
-from deeplearn.tasks.language_modelling import language_modelling
+from deeplearn.config import base_config
+from experiments import _gpt
 
 
 def get_config():
@@ -39,18 +36,4 @@ def get_config():
 
 
 def build(config):
-    tokenizer = tokenizers.load(config.tokenizer, config.dataset)
-    data = text.load(config.dataset, length=config.length, tokenizer=tokenizer)
-    architecture = Architecture(
-        vocabulary=tokenizer.vocabulary_size,
-        length=config.length,
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        dropout=config.dropout,
-        dtype=compute_dtype(config),
-        remat=config.remat,
-    )
-    model = GPT(architecture)
-    task = language_modelling(model, config.length)
-    return wire(config, task, data, model, rules=AXES, tokenizer=tokenizer)
+    return _gpt.build(config, width=config.width, depth=config.depth, heads=config.heads, dropout=config.dropout)

@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from deeplearn.config import base_config, compute_dtype
-from deeplearn.data import text, tokenizers
+from deeplearn.config import base_config
 from deeplearn.errors import unknown
-from deeplearn.experiment import wire
-from deeplearn.models.gpt import AXES, GPT, Architecture
-from deeplearn.tasks.language_modelling import language_modelling
+from experiments import _gpt
 
 
 class Size(NamedTuple):
@@ -70,17 +67,4 @@ def build(config):
     config.learning_rate = config.learning_rate or size.learning_rate
     config.batch_size = config.batch_size or 8 * round(size.batch / config.length / 8)
     config.steps = config.steps or round(300e9 / config.batch_size / config.length)
-    tokenizer = tokenizers.load(config.tokenizer, config.dataset)
-    data = text.load(config.dataset, length=config.length, tokenizer=tokenizer)
-    architecture = Architecture(
-        vocabulary=tokenizer.vocabulary_size,
-        length=config.length,
-        width=size.width,
-        depth=size.depth,
-        heads=size.heads,
-        dtype=compute_dtype(config),
-        remat=config.remat,
-    )
-    model = GPT(architecture)
-    task = language_modelling(model, config.length)
-    return wire(config, task, data, model, rules=AXES, tokenizer=tokenizer)
+    return _gpt.build(config, width=size.width, depth=size.depth, heads=size.heads)

@@ -13,11 +13,8 @@ Published: 1.88 after about three minutes on a CPU; 1.4697 for the larger one on
 take 65 s for 2,000 steps at the rate of python -m deeplearn benchmark --cases=shakespeare_gpt on the same two cores.
 """
 
-from deeplearn.config import base_config, compute_dtype
-from deeplearn.data import text, tokenizers
-from deeplearn.experiment import wire
-from deeplearn.models.gpt import AXES, GPT, Architecture
-from deeplearn.tasks.language_modelling import language_modelling
+from deeplearn.config import base_config
+from experiments import _gpt
 
 
 def get_config():
@@ -47,22 +44,5 @@ def get_config():
 
 
 def build(config):
-    tokenizer = tokenizers.load(config.tokenizer, config.dataset)
-    data = text.load(config.dataset, length=config.length, tokenizer=tokenizer, margin=config.length - 1)
-    architecture = Architecture(
-        vocabulary=tokenizer.vocabulary_size,
-        length=config.length,
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        positions=config.positions,
-        norm=config.norm,
-        mlp=config.mlp,
-        bias=config.bias,
-        dropout=config.dropout,
-        dtype=compute_dtype(config),
-        remat=config.remat,
-    )
-    model = GPT(architecture)
-    task = language_modelling(model, config.length)
-    return wire(config, task, data, model, rules=AXES, tokenizer=tokenizer)
+    own = ("width", "depth", "heads", "positions", "norm", "mlp", "bias", "dropout")
+    return _gpt.build(config, margin=config.length - 1, **{name: config[name] for name in own})

@@ -47,7 +47,8 @@ def joined(fields: dict[str, Any], experiment: str) -> Iterator[None]:
     if here is None:
         yield
         return
-    rooms = Path(experiments.__file__).parent, Path(experiments.__file__).parents[1] / "kernels"
+    library = Path(experiments.__file__).parent
+    rooms = library, library.parent / "kernels", experiments.HOME  # where recipes share what they have in common
     code = [file for room in rooms for file in sorted(room.rglob("*.py"))]
     alike = {
         **fields,
