@@ -17,17 +17,16 @@ def in_parts(function, parts: int):
         return function
 
     def mean(params, model_state, batch, rng):
-        rows = jax.tree.map(
-            lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch
-        )  # (parts, B / parts, ...)
+        # Each part has rows of every device's, on a mesh that divides the batch: (B / parts, parts, ...).
+        rows = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), batch)
 
         def add(i, carry):
             total, model_state = carry
-            part = jax.tree.map(lambda x: x[i], rows)
+            part = jax.tree.map(lambda x: x[:, i], rows)
             values, model_state = function(params, model_state, part, jax.random.fold_in(rng, i))
             return jax.tree.map(jnp.add, total, values), model_state
 
-        first = jax.tree.map(lambda x: x[0], rows)
+        first = jax.tree.map(lambda x: x[:, 0], rows)
         values, model_state = function(params, model_state, first, jax.random.fold_in(rng, 0))
         total, model_state = jax.lax.fori_loop(1, parts, add, (values, model_state))
         return jax.tree.map(lambda x: x / parts, total), model_state
