@@ -4,7 +4,7 @@ import ast
 import importlib
 import sys
 
-COMMANDS = ("train", "evaluate", "generate", "compare", "report", "benchmark", "cloud")
+COMMANDS = ("train", "evaluate", "generate", "compare", "report", "benchmark", "compile", "cloud")
 
 
 def first_line(path) -> str:

@@ -65,6 +65,6 @@ def build(config):
     size = SIZES[config.size]
     config = ConfigDict(config)
     config.learning_rate = config.learning_rate or size.learning_rate
-    config.batch_size = config.batch_size or 8 * round(size.batch / config.length / 8)
+    config.batch_size = config.batch_size or 128 * round(size.batch / config.length / 128)
     config.steps = config.steps or round(300e9 / config.batch_size / config.length)
     return _gpt.build(config, width=size.width, depth=size.depth, heads=size.heads)

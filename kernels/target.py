@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 _interpreter: Any = None  # while tests trace
+_formulas = False
 
 
 def device() -> tuple[str, str]:
@@ -28,6 +29,22 @@ def _default() -> tuple[str, str]:
 def interpreter() -> Any:
     """What to pass as `interpret` to a Pallas kernel: None unless within `interpreted`."""
     return _interpreter
+
+
+def wants_formulas() -> bool:
+    """Whether `implementation=None` means the reference: within `formulas`."""
+    return _formulas
+
+
+@contextlib.contextmanager
+def formulas():
+    """What is traced herein is each operation's reference: the mathematics, to be counted and not to be run."""
+    global _formulas
+    before, _formulas = _formulas, True
+    try:
+        yield
+    finally:
+        _formulas = before
 
 
 @contextlib.contextmanager

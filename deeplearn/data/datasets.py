@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from deeplearn import files
+from deeplearn.data import blank
 from deeplearn.data.cache import cached, user_cache, writable
 from deeplearn.data.sources import Arrays, Records, Source, Subset
 from deeplearn.data.splits import Data, check, hold_out
@@ -58,6 +59,8 @@ def load(
     >>> len(data.train), len(data.validation), len(data.test), data.spec["image"].shape
     (1293, 144, 360, (8, 8, 1))
     """
+    if data := blank.images(name, validation):
+        return check(data, image_shape)
     folder = prepared(name, data_dir, manual_dir)
     opened = functools.cache(lambda: _open(name, folder))
     file, caches = kept_in(name, folder, f"arrays{_CACHE_FORMAT}")

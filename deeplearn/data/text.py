@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeplearn.data import datasets
+from deeplearn.data import blank, datasets
 from deeplearn.data.cache import cached
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import SPLITS, Data, check
@@ -39,6 +39,8 @@ def load(
     Raises UserError for a name that is unknown, for data that is absent, damaged or not as expected, and for a length
     that does not fit.
     """
+    if data := blank.windows(name, length, margin, tokenizer):
+        return data
     arrays = _arrays(name, data_dir, manual_dir, tokenizer)
     margins = dict.fromkeys(SPLITS, 0) | {"train": margin}
     cut = (Arrays({"tokens": windows(arrays[split], length, margins[split])}) for split in SPLITS)
@@ -53,7 +55,7 @@ def vocabulary(
     Of all three, so that there is no unknown character in any; what occurs in the test alone would be an output that
     training never asks for, and tells a model nothing more. (In tiny_shakespeare all 65 occur in train.)
     """
-    return _text(_arrays(name, data_dir, manual_dir)["vocabulary"])
+    return blank.vocabulary(name) or _text(_arrays(name, data_dir, manual_dir)["vocabulary"])
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:

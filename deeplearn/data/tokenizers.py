@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplearn.data import datasets, text
+from deeplearn.data import blank, datasets, text
 from deeplearn.data.cache import cached, user_cache
 from deeplearn.errors import UserError, unknown
 
 NAMES = ("characters", "gpt2")
 END = "<|endoftext|>"
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+GPT2_MERGES = 50_000
 
 _CACHE_FORMAT = 1
 _CHECKSUMS = Path(__file__).parent / "checksums.tsv"
@@ -95,6 +96,8 @@ def gpt2(*, data_dir: str | os.PathLike | None = None, manual_dir: str | os.Path
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.2.
     """
+    if blank.wanted():
+        return byte_pairs("gpt2", np.zeros((GPT2_MERGES, 2), np.int32))
     folder = Path(manual_dir or datasets.data_root(data_dir) / "gpt2")
     file = f"gpt2-merges{_CACHE_FORMAT}.npz"
     kept = cached(file, [user_cache()], lambda: {"merges": read_merges(_vocabulary(folder).decode())})

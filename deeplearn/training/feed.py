@@ -21,11 +21,13 @@ class Feed(NamedTuple):
       data: `(step, steps) -> data`, what the program needs for `steps` batches from `step` on.
       batch_of: `(state, data) -> (i -> batch)`; batch i is that of step `state.step + i`.
       blocks: `split name -> iterator of {name: (n, ...)}`, the split in as few pieces as fit.
+      abstract: `steps -> data`, the shapes, dtypes and shardings of what `data` gives; nothing is read onto a device.
     """
 
     data: Callable[[int, int], Any]
     batch_of: Callable[[Any, Any], Callable[[Any], dict]]
     blocks: Callable[[str], Iterator[dict]]
+    abstract: Callable[[int], Any]
 
 
 def indices(rng, step, batch_size: int, length: int, size: int):
@@ -57,6 +59,10 @@ def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
         data=lambda step, steps: on_device("train"),
         batch_of=gather(batch_size, length, lambda batch: meshes.constrain_batch(batch, mesh)),
         blocks=lambda split: iter([on_device(split)]),
+        abstract=lambda steps: {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
+            for name, x in data.train.arrays.items()
+        },
     )
 
 
@@ -95,4 +101,8 @@ def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
         data=read,
         batch_of=lambda state, data: lambda i: meshes.constrain_batch({name: x[i] for name, x in data.items()}, mesh),
         blocks=blocks,
+        abstract=lambda steps: {
+            name: jax.ShapeDtypeStruct((steps, batch_size, *x.shape), x.dtype, sharding=divided)
+            for name, x in data.spec.items()
+        },
     )

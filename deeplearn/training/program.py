@@ -1,6 +1,6 @@
 """The compiled functions of a run: an experiment's mathematics placed on a mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Program(NamedTuple):
       init: `() -> TrainState`.
       feed: the data, see deeplearn.training.feed.
       chunk: `(state, data, steps) -> (state, metrics)`; the state that goes in is consumed.
+      kept: `(state, data) -> tree`, what the forward pass of a step keeps for the backward pass.
       evaluate: `(state, split) -> {name: value}` of "train", "validation" or "test", at the optimizer's own evaluation
         parameters.
     """
@@ -34,13 +35,17 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
     feed: feed.Feed
     chunk: Callable[..., tuple[TrainState, dict]]
+    kept: Callable[[TrainState, Any], Any]
     evaluate: Callable[[TrainState, str], dict]
 
 
-def build(experiment: Experiment) -> Program:
-    """The program of an experiment; nothing is compiled before it is called."""
+def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of an experiment; nothing is compiled before it is called.
+
+    devices: those of the mesh, JAX's own unless given; of a topology that is not here, what is built can be compiled.
+    """
     config, data = experiment.config, experiment.data
-    mesh = meshes.parse(config.mesh)
+    mesh = meshes.parse(config.mesh, devices)
     meshes.check_batch_size(experiment.batch_size // config.accumulate, mesh)
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)
@@ -55,17 +60,25 @@ def build(experiment: Experiment) -> Program:
     else:
         fed = feed.streamed(data, config.seed, experiment.batch_size, mesh)
     gather = partial(placement.gather, shardings=placed.params, rules=rules)
-    train_step = step.make_step(transformations.with_parameters(task, gather), optimizer, accumulate=config.accumulate)
+    placed_task = transformations.with_parameters(task, gather)
+    train_step = step.make_step(placed_task, optimizer, accumulate=config.accumulate)
     chunk = step.make_chunk(train_step, fed.batch_of)
     refresh = min(evaluation.REFRESH, experiment.log_every) if evaluation.needs_refresh(optimizer, shapes) else 0
 
     def compile(function, **options):
-        return jax.jit(meshes.within(mesh, function), compiler_options=compiler.options(), **options)
+        return jax.jit(
+            meshes.within(mesh, function), compiler_options=compiler.options(mesh.devices.flat[0].platform), **options
+        )
 
     evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
     constrain = partial(meshes.constrain_batch, mesh=mesh)
     sums = evaluation.make_evaluate(task, config.eval_batch_size, meshes.batch_parts(mesh), constrain)
     sums = compile(sums, out_shardings=whole)
+
+    def kept(state, data):
+        batch = jax.tree.map(lambda x: x[: x.shape[0] // config.accumulate], fed.batch_of(state, data)(0))
+        rest = state.model_state, constrain(batch), state.rng
+        return jax.vjp(lambda params: placed_task.loss(params, *rest), state.params, has_aux=True)[1]
 
     def evaluate(state, split):
         params, model_state = evaluated(state, fed.data(int(state.step), refresh) if refresh else None)
@@ -78,6 +91,7 @@ def build(experiment: Experiment) -> Program:
         init=lambda: jax.block_until_ready(compile(init, out_shardings=placed)()),
         feed=fed,
         chunk=compile(chunk, donate_argnums=0, out_shardings=(placed, whole)),
+        kept=compile(kept),
         evaluate=evaluate,
     )
 

@@ -33,7 +33,7 @@ def attention(request: Request, arrays: Arrays, name: str | None) -> tuple[jax.A
     Raises NotImplementedError, with the reason, if the one named can't do it.
     """
     if name is None:
-        name = fastest(request, arrays)
+        name = "reference" if target.wants_formulas() else fastest(request, arrays)
     elif reason := refusal(request, arrays, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
     return reference.attention(request, arrays) if name == "reference" else _attention(name, request, arrays)[:2]
@@ -92,6 +92,8 @@ def refusal(request: Request, arrays: Arrays, name: str) -> str | None:
     platform, needed = target.device()[0], PLATFORMS[name]
     if needed not in (None, platform) and target.interpreter() is None:
         return f"runs on {needed}, and this is {platform}"
+    if name == "cudnn" and not module(name).installed():
+        return "is not installed here"
     return module(name).refuses(request, arrays)
 
 

@@ -1,5 +1,7 @@
 """Attention by cuDNN, through jax.nn.dot_product_attention: what it does as this package promises, and no more."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +32,18 @@ def refuses(request: Request, arrays: Arrays) -> str | None:
         "takes a bias for even numbers of queries and keys": bias is not None and (length % 2 or span % 2),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@functools.cache
+def installed() -> bool:
+    """Whether JAX finds cuDNN, as it does not where it compiles for a GPU that is not here."""
+    from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version
+
+    try:
+        check_cudnn_version()
+    except RuntimeError:  # of which it has no other sign
+        return False
+    return True
 
 
 def forward(request: Request, arrays: Arrays):

@@ -31,6 +31,8 @@ def choose(geometry: Geometry, x: jax.Array, w: jax.Array, name: str | None) -> 
 
     Raises NotImplementedError, with the reason, if the one named can't.
     """
+    if name is None and target.wants_formulas():
+        return "reference"
     if name is None:
         return next(name for name in (*_order(geometry, x, w), "lax") if not refusal(geometry, x, w, name))
     if reason := refusal(geometry, x, w, name):

@@ -15,6 +15,18 @@ def test_the_device():
         assert target.device()[0] == "cpu"
 
 
+def test_formulas():
+    """Within their context alone, whatever happens there."""
+    assert not target.wants_formulas()
+    try:
+        with target.formulas(), target.formulas():
+            assert target.wants_formulas()
+            raise KeyError
+    except KeyError:
+        pass
+    assert not target.wants_formulas()
+
+
 def test_the_interpreter():
     """Within its context alone, whatever happens there."""
     assert target.interpreter() is None

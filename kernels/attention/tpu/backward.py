@@ -45,6 +45,7 @@ def _of_query(request, arrays, more):
         out_shape=jax.ShapeDtypeStruct((batch, heads, plan.padded[0], depth), plan.inputs["query"].dtype),
         scratch=[(q, depth), (q, plans.LANES), (q, plans.LANES)],
         parallel=2,
+        products=3,
     )
     return found[:, :, : plan.limit[0]].swapaxes(1, 2).astype(arrays.query.dtype)
 
@@ -97,6 +98,7 @@ def _of_key_and_value(request, arrays, more):
         out_shape=[shape, shape],
         scratch=[(k, depth), (k, depth)],
         parallel=2,
+        products=4,
     )
     return tuple(x[:, :, : plan.limit[1]].swapaxes(1, 2).astype(arrays.key.dtype) for x in found)
 
@@ -158,6 +160,7 @@ def _of_bias(request, arrays, more):
         out_shape=jax.ShapeDtypeStruct(shape, jnp.float32 if 1 in block else plan.inputs["bias"].dtype),
         scratch=[block],
         parallel=kept,
+        products=2,
     )
     return found[:, :, : bias.shape[2], : bias.shape[3]].astype(bias.dtype)
 

@@ -40,6 +40,7 @@ def forward(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
         ],
         scratch=[(q, plans.LANES), (q, plans.LANES), (q, depth)],
         parallel=2,
+        products=2,
     )
     length = plan.limit[0]
     return out[:, :, :length].swapaxes(1, 2).astype(arrays.query.dtype), lse[:, :, 0, :length]

@@ -93,8 +93,13 @@ class Plan(NamedTuple):
     def _turn(self, q, k):
         return (k, q) if self.turned else (q, k)
 
-    def call(self, kernel: Callable, name: str, grid, place, out_specs, out_shape, scratch, parallel: int) -> Any:
-        """Run kernel(scalars, inputs, *outputs, *scratch) over a grid, of which the first axes are parallel."""
+    def call(
+        self, kernel: Callable, name: str, grid, place, out_specs, out_shape, scratch, parallel: int, products: int
+    ) -> Any:
+        """Run kernel(scalars, inputs, *outputs, *scratch) over a grid, of which the first axes are parallel.
+
+        products: of matrices for a tile of scores; XLA, which cannot see them, plans by them.
+        """
         # Within shard_map a result differs from device to device where the inputs do.
         kind = jax.typeof(self.inputs["query"]).manual_axis_type
         out_shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind), out_shape)
@@ -110,9 +115,21 @@ class Plan(NamedTuple):
             ),
             out_shape=out_shape,
             compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+            cost_estimate=self._estimate(products),
             interpret=target.interpreter() or False,
             name=name,
         )(self.scalars, self.inputs)
+
+    def _estimate(self, products: int) -> pl.CostEstimate:
+        """Of all tiles that are visited: products of (q, D) by (D, k), an exponential a score, keys and values read."""
+        (batch, heads, _, depth), (q, k) = self.shape, self.size
+        tiles = batch * heads * self.visits
+        size = self.inputs["key"].dtype.itemsize
+        return pl.CostEstimate(
+            flops=tiles * products * 2 * q * k * depth,
+            transcendentals=tiles * q * k,
+            bytes_accessed=tiles * 2 * k * depth * size + 2 * batch * heads * self.padded[0] * depth * size,
+        )
 
 
 def fit(tile: tuple[int, int], limit: tuple[int, int], dtype) -> tuple[int, int]:

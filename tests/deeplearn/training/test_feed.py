@@ -7,6 +7,7 @@ from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays, Subset
 from deeplearn.data.splits import Data
 from deeplearn.experiment import wire
+from deeplearn.parallel import cost
 from deeplearn.tasks.classification import classification
 from deeplearn.training import feed, program
 
@@ -52,6 +53,26 @@ def test_a_streamed_run_is_a_resident_one(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), resident.params, streamed.params)
     for a, b in zip(of_resident, of_streamed, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_it_gives_is_known_beforehand(streams):
+    """Shapes, dtypes and where it lies, without reading it."""
+    e = wire(base_config(batch_size=16, steps=12, mesh="data:4"), classification(Net(), (2, 2, 1), 3), data(streams))
+    fed = program.build(e).feed
+    same = jax.tree.map(
+        lambda x, y: (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding), fed.data(0, 3), fed.abstract(3)
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_parts_of_a_batch_are_of_every_device():
+    """Accumulating gradients exchanges no examples: on each device a part has some of its own."""
+    config = base_config(batch_size=64, steps=12, mesh="data:8", accumulate=4)
+    built = program.build(wire(config, classification(Net(), (2, 2, 1), 3), data(True)))
+    steps = jax.ShapeDtypeStruct((), "int32")
+    text = built.chunk.lower(built.abstract, built.feed.abstract(1), steps).compile().as_text()
+    assert set(cost.of(text).counts) == {"all-reduce"}
 
 
 def test_a_stream_goes_on_anywhere(monkeypatch):

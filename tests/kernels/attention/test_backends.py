@@ -40,6 +40,7 @@ def on(monkeypatch):
 
     def pretend(platform, kind=""):
         monkeypatch.setattr(target, "device", lambda: (platform, kind))
+        monkeypatch.setattr(cudnn, "installed", lambda: True)
 
     return pretend
 
@@ -103,6 +104,27 @@ def test_where_nothing_was_measured(monkeypatch, on, platform, options, chosen):
     assert backends.fastest(*asked(**options)) == chosen
 
 
+def test_without_cudnn(monkeypatch, on):
+    """As where a program is compiled for a GPU that is not here."""
+    on("cuda", "NVIDIA H200")
+    monkeypatch.setattr(cudnn, "installed", lambda: False)
+    assert backends.fastest(*asked()) == "xla"
+    assert backends.refusal(*asked(), "cudnn") == "is not installed here"
+
+
+def test_it_is_not_installed_beside_a_cpu():
+    assert not cudnn.installed()
+
+
+def test_formulas_are_the_reference():
+    """One product for the scores, one with the values: what is counted; not the loops that run."""
+    x = jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)
+    with target.formulas():
+        text = jax.jit(lambda x: attention(x, x, x)).lower(x).as_text()
+    assert text.count("dot_general") == 2 and "while" not in text
+    assert "while" in jax.jit(lambda x: attention(x, x, x)).lower(x).as_text()
+
+
 def test_a_tpu_kernel_only_where_nothing_divides_it(on):
     """By default: one that is named may be on a single chip of several."""
     on("tpu", "TPU v5 lite")
@@ -164,6 +186,7 @@ def test_what_cudnn_can_do(options, reason):
 def test_cudnn_gets_the_arguments(monkeypatch, options):
     """As jax.nn's own formula understands them: values, gradients, and second derivatives through the reference."""
     monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
+    monkeypatch.setattr(cudnn, "installed", lambda: True)
     keys = jax.random.split(jax.random.key(0), 3)
     query, key, value = (jax.random.normal(seed, (2, 9, 4, 8), jnp.bfloat16) for seed in keys)
 
