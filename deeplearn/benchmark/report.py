@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from deeplearn.benchmark import startup
+from deeplearn.benchmark import meshes, startup
 from deeplearn.benchmark.cases import CASES
 from deeplearn.benchmark.contender import CONTENDERS
 from deeplearn.benchmark.timing import Figures
@@ -144,6 +144,25 @@ def sweeps_markdown(figures: dict) -> str:
         least = min(map(ratio, figures.values()))
         lines.append(f"{'met   ' if least >= goal else 'missed'} {goal} x {what}, least: {least:.1f}")
     return "\n".join([*lines[:-2], "", *lines[-2:]])
+
+
+def meshes_markdown(figures: dict) -> str:
+    """What each mesh takes beside one device, and what a device of it sends.
+
+    >>> from deeplearn.benchmark.meshes import Figures
+    >>> print(meshes_markdown({"data:2": Figures(1.05, 1.12, 3.2e6, 3.1e6), "tensor:2": Figures(1.2, None, 2e6, 2e6)}))
+    | mesh | time, 32 examples | time, 4 a device | sent, compiled | by the formula | ratio |
+    | --- | ---: | ---: | ---: | ---: | ---: |
+    | data:2 | 1.05 | 1.12 | 3.20 MB | 3.10 MB | 1.032 |
+    | tensor:2 | 1.20 | - | 2.00 MB | 2.00 MB | 1.000 |
+    """
+    header = ["mesh", f"time, {meshes.TOGETHER} examples", f"time, {meshes.EACH} a device", "sent, compiled"]
+    lines = [markdown_row([*header, "by the formula", "ratio"]), markdown_row(["---", *["---:"] * 5])]
+    for mesh, f in figures.items():
+        each = "-" if f.each is None else f"{f.each:.2f}"
+        cells = [mesh, f"{f.together:.2f}", each, f"{f.sent / 1e6:.2f} MB", f"{f.theory / 1e6:.2f} MB"]
+        lines.append(markdown_row([*cells, f"{f.sent / f.theory:.3f}"]))
+    return "\n".join(lines)
 
 
 def as_json(results: Results) -> dict:

@@ -4,7 +4,8 @@
 
 Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile.
 PyTorch takes part where it is installed. The case `startup` is the time to the help and to the first step,
-compilation and memory; the case `sweep` is 64 runs as one sweep, as 64 processes and as a Python loop.
+compilation and memory; the case `sweep` is 64 runs as one sweep, as 64 processes and as a Python loop; the case
+`meshes` is what dividing a step over several devices takes, and what they send each other.
 """
 
 import json
@@ -27,9 +28,9 @@ def show(line: str) -> None:
 
 def main() -> None:
     from deeplearn import files
-    from deeplearn.benchmark import cases, machine, report, startup, sweeps, timing
+    from deeplearn.benchmark import cases, machine, meshes, report, startup, sweeps, timing
 
-    names = cases.select(CASES.value, [*cases.CASES, "startup", "sweep"])
+    names = cases.select(CASES.value, [*cases.CASES, "startup", "sweep", "meshes"])
     output = OUTPUT.value and Path(OUTPUT.value)
     described = {"machine": machine.describe(), "rounds": ROUNDS.value, "seconds": SECONDS.value}
     if output:
@@ -44,14 +45,17 @@ def main() -> None:
             results[name] = timing.measure(name, ROUNDS.value, SECONDS.value, progress=show)
     started = startup.measure(show) if "startup" in names else {}
     swept = {name: sweeps.measure(name, show) for name in sweeps.WORKLOADS} if "sweep" in names else {}
+    divided = meshes.measure(ROUNDS.value, SECONDS.value, show) if "meshes" in names else {}
     show("")
     blocks = [report.machine_line(described["machine"])]
     blocks += [report.markdown(results), report.verdicts(results)] if results else []
     blocks += [report.startup_markdown(started)] if started else []
     blocks += [report.sweeps_markdown(swept)] if swept else []
+    blocks += [report.meshes_markdown(divided)] if divided else []
     print("\n\n".join(filter(None, blocks)))
     if output:
         content = {**described, **report.as_json(results), "startup": started}
-        content["sweep"] = {name: figures._asdict() for name, figures in swept.items()}
+        for name, found in (("sweep", swept), ("meshes", divided)):
+            content[name] = {each: figures._asdict() for each, figures in found.items()}
         with files.replacing(output) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -122,10 +122,9 @@ def ranking(found) -> str:
 
 def decimal(value: float, unit: str) -> str:
     """Three digits and a prefix: 1.47 GFLOP."""
-    for exponent, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"), (0, ""), (-3, "m")):
-        if value >= 10**exponent:
-            return f"{value / 10**exponent:.3g} {prefix}{unit}"
-    return f"{value * 1e6:.3g} µ{unit}"
+    prefixes = {18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}
+    exponent = next((n for n in prefixes if value >= 10**n), 0)
+    return f"{value / 10**exponent:.3g} {prefixes[exponent]}{unit}"
 
 
 def binary(size: float) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Array(NamedTuple):
-    """An array in a type; near: whether it lies in a memory on the chip (a TPU's VMEM) and not in the device's."""
+    """An array in a type; near: whether it lies in a memory on the chip, as a TPU's VMEM."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ def arrays(kind: str) -> Iterator[Array]:
     [24, 16, 1]
     """
     for dtype, shape, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", kind):
-        yield Array(dtype, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout)
+        yield Array(dtype, tuple(map(int, filter(None, shape.split(",")))), bool(re.search(r"S\([1-4]\)", layout)))
 
 
 def bits(dtype: str) -> int:

@@ -68,6 +68,7 @@ def load(text: str) -> Topology:
         raise unknown("chip", name, CHIPS)
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise UserError(f"topology {text!r} is not of the form CHIP:SIZE, as v5p:2x2x1, v5e:4x4 or h200:8")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # the plugins say that there is no such device
     return _h200(text, shape) if name == "h200" else _tpu(text, name, shape)
 
 
@@ -84,13 +85,13 @@ def _tpu(text, name, shape):
     if folder and folder not in sys.path:
         sys.path.append(folder)
     # libtpu is to ask no metadata server what machine this is, and to leave alone whoever else has loaded it.
-    quiet = {
+    known = {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "none",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
-    os.environ.update({key: value for key, value in quiet.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in known.items() if key not in os.environ})
     axes = 2 if name in ("v5e", "v6e") else 3
     sizes = (*map(int, shape.split("x")), *(1,) * axes)[:axes]
     if len(shape.split("x")) > axes:
