@@ -53,6 +53,7 @@ def get_config():
         weight_decay=0.1,
         clip_norm=1.0,
         batch_size=0,  # 0: the table's
+        accumulate=32,  # the logits of a whole batch take 100 GB and more
         steps=0,  # 0: the paper's 300 billion tokens
         eval_every=1000,
         eval_batch_size=8,  # each example's logits take 400 MB

@@ -43,7 +43,7 @@ def build(name, **fields):
         config.update({"length": 16, "width": 32, "depth": 2, "heads": 2, "accumulate": 1, "precision": "float32"})
     if name == "gpt3":
         module.SIZES["125m"] = module.SIZES["125m"]._replace(depth=2, width=32, heads=2)
-        config.update({"length": 16, "precision": "float32"})
+        config.update({"length": 16, "accumulate": 1, "precision": "float32"})
     config.update(fields)
     return module.build(config)
 

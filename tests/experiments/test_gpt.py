@@ -36,8 +36,8 @@ def test_the_sizes_of_gpt3(size):
 
 
 def test_flags_replace_the_tables_numbers():
-    e = full("gpt3", learning_rate=0.01, batch_size=8, steps=7)
-    assert (e.config.learning_rate, e.batch_size, e.steps) == (0.01, 8, 7)
+    e = full("gpt3", learning_rate=0.01, batch_size=32, steps=7)
+    assert (e.config.learning_rate, e.batch_size, e.steps) == (0.01, 32, 7)
 
 
 def test_a_size_that_there_is_not():
