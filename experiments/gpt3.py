@@ -68,4 +68,5 @@ def build(config):
     config.learning_rate = config.learning_rate or size.learning_rate
     config.batch_size = config.batch_size or 128 * round(size.batch / config.length / 128)
     config.steps = config.steps or round(300e9 / config.batch_size / config.length)
-    return _gpt.build(config, width=size.width, depth=size.depth, heads=size.heads)
+    # 50,304 rows for 50,257 tokens: what devices and a TPU's lanes divide.
+    return _gpt.build(config, rows_multiple=128, width=size.width, depth=size.depth, heads=size.heads)

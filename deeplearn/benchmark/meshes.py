@@ -16,7 +16,9 @@ DEVICES = 8
 MODEL = "shakespeare_gpt"
 TOGETHER = 32  # examples of a batch, whatever the devices
 EACH = 4  # examples of a device
-MESHES = [f"{axis}:{n}" for axis in ("data", "fsdp", "tensor") for n in (2, 4, 8) if (axis, n) != ("tensor", 8)]
+MESHES = [
+    f"{axis}:{n}" for axis in ("data", "fsdp", "tensor", "sequence") for n in (2, 4, 8) if (axis, n) != ("tensor", 8)
+]
 
 
 class Figures(NamedTuple):

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deeplearn.layers.sharding import POSITIONS, parts
+
 
 class Dense(nn.Module):
     """x W + b over the last axis: (..., D) to (..., features); fields and parameters as those of `flax.linen.Dense`.
@@ -27,8 +29,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)  # (N, D)
-        y = rows @ kernel.astype(self.dtype)  # (N, features)
+        # Examples and positions that are both divided are not one axis that is divided.
+        rows = x if parts(POSITIONS) > 1 else x.reshape(-1, x.shape[-1])  # (N, D)
+        y = rows.astype(self.dtype) @ kernel.astype(self.dtype)  # (N, features)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)[None]
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
         return y.reshape(*x.shape[:-1], self.features)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from deeplearn.errors import UserError, unknown
 from deeplearn.layers import positions, remat, sharding
+from deeplearn.layers.attention import attention
 from deeplearn.layers.dense import Dense
-from kernels.attention import attention
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
@@ -54,6 +54,8 @@ class Architecture(NamedTuple):
       dropout: of the embeddings, of attention's weights, and of what each half of a layer adds.
       dtype: of the computation; norms, attention's sums and the logits are float32, as parameters are.
       remat: what the backward pass computes anew, see deeplearn.layers.remat.
+      rows_multiple: the table of embeddings, and with it the logits, has rows for tokens that there are not, up to a
+        multiple of this, which devices and a TPU's lanes divide (Shoeybi et al. 2019, Megatron-LM, section 5.1).
     """
 
     vocabulary: int
@@ -71,6 +73,12 @@ class Architecture(NamedTuple):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    rows_multiple: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of the table of embeddings."""
+        return -(-self.vocabulary // self.rows_multiple) * self.rows_multiple
 
 
 class Cache(NamedTuple):
@@ -107,7 +115,7 @@ def empty(architecture: Architecture, batch: int) -> Cache:
 
 
 class GPT(nn.Module):
-    """Tokens (B, T) to float32 logits of the tokens that follow, (B, T, vocabulary).
+    """Tokens (B, T) to float32 logits of the tokens that follow, (B, T, rows), -inf of rows beyond the vocabulary.
 
     With a cache of the tokens before, also the cache with these. It must have room for them: positions beyond `length`
     are not checked.
@@ -119,6 +127,7 @@ class GPT(nn.Module):
     """
 
     architecture: Architecture
+    divides_positions = True  # over a mesh's axis `sequence`
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False, cache: Cache | None = None):
@@ -127,7 +136,7 @@ class GPT(nn.Module):
         if tokens.shape[1] > a.length:
             raise UserError(f"{tokens.shape[1]} tokens are more than the model's length, {a.length}")
         start = jnp.int32(0) if cache is None else cache.filled
-        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.vocabulary, a.width))
+        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width))
         x = embedding.astype(a.dtype)[tokens]  # (B, T, width)
         if a.positions == "learned":
             table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width))
@@ -150,7 +159,10 @@ class GPT(nn.Module):
         if a.tied:
             logits = jnp.einsum("btd,vd->btv", x, embedding.astype(a.dtype), preferred_element_type=jnp.float32)
         else:
-            logits = dense(a, a.vocabulary, "head", use_bias=False)(x).astype(jnp.float32)
+            logits = dense(a, a.rows, "head", use_bias=False)(x).astype(jnp.float32)
+        if a.rows > a.vocabulary:
+            known = jnp.arange(a.rows, dtype=jnp.int32) < a.vocabulary
+            logits = jnp.where(known[None, None], logits, -jnp.inf)
         return logits if cache is None else (logits, Cache(*seen, start + x.shape[1]))
 
 

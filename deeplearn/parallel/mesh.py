@@ -1,8 +1,13 @@
 """The one mesh of devices that every program runs on, and how a batch lies on it.
 
 Its axes are `data` (copies of the model, the batch divided among them), `fsdp` (the batch divided too, and
-the state with it) and `tensor` (features divided). Unused axes have size 1, so one device is the mesh
-1 x 1 x 1 and takes no path of its own.
+the state with it), `sequence` (each example's positions divided: for long ones) and `tensor` (features divided).
+Unused axes have size 1, so one device is the mesh 1 x 1 x 1 x 1 and takes no path of its own.
+
+Devices that are near each other differ in the last axes: in tensor, for whose sums every layer waits, then in sequence,
+round which keys and values go from neighbour to neighbour while each device computes. The sums of gradients over data
+and fsdp are once a step or a layer, and can go far. On a TPU JAX gives the last axes the first choice
+among the rings of the torus.
 """
 
 import math
@@ -11,11 +16,12 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from deeplearn import errors
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 Batch = TypeVar("Batch")
@@ -31,7 +37,7 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     more than one -1, for sizes that the devices do not fill, and for a process without a device.
 
     >>> dict(parse("data:1").shape)
-    {'data': 1, 'fsdp': 1, 'tensor': 1}
+    {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -49,7 +55,11 @@ def parse(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
     # Auto: placement stays outside the models and the compiler propagates it. JAX's default, Explicit, would
     # have every model say how its arrays are divided.
     auto = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[: math.prod(shape)])
+    if math.prod(shape) < count:  # which need not be a torus
+        return Mesh(np.array(devices[: math.prod(shape)]).reshape(shape), AXES, axis_types=auto)
+    # jax.make_mesh would refuse a mesh whose axes are not those of a TPU's torus: here an axis may be part of one.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=auto)
 
 
 def within(mesh: Mesh, function: Callable) -> Callable:
@@ -113,6 +123,17 @@ def constrain_batch(batch: Batch, mesh: Mesh) -> Batch:
     divide the work, and every device would do all of it. Each then picks its own rows, with no exchange.
     """
     return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+
+
+def check_model(model: object, mesh: Mesh) -> None:
+    """Raises UserError for an axis `sequence` and a model that would do all of its work on every device of it.
+
+    >>> check_model(None, parse("data:1"))
+    """
+    size = mesh.shape["sequence"]
+    if size > 1 and not getattr(model, "divides_positions", False):
+        name = "this model" if model is None else type(model).__name__
+        raise errors.UserError(f"sequence:{size} divides the positions of GPT, not of {name}: give its devices to data")
 
 
 def batch_parts(mesh: Mesh) -> int:

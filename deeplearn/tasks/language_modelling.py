@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplearn import losses
+from deeplearn.layers.sharding import by_positions
 from deeplearn.metrics import Mean
 from deeplearn.tasks.task import Task
 
@@ -35,7 +36,7 @@ def language_modelling(model, length: int) -> Task:
         if beyond and rng is not None:
             starts = jax.random.randint(rng, (tokens.shape[0], 1), 0, beyond + 1)
             tokens = jnp.take_along_axis(tokens, starts + jnp.arange(length + 1)[None], axis=1)
-        return tokens[:, :length], tokens[:, 1 : length + 1]
+        return by_positions(tokens[:, :length]), by_positions(tokens[:, 1 : length + 1])
 
     def hits(logits, targets):
         return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)  # (B, T)

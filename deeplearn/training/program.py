@@ -47,9 +47,10 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
     config, data = experiment.config, experiment.data
     mesh = meshes.parse(config.mesh, devices)
     meshes.check_batch_size(experiment.batch_size // config.accumulate, mesh)
+    meshes.check_model(experiment.model, mesh)
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(meshes.within(mesh, init))
     own, logical = placement.parse(config.placement)
     rules = (*own, *experiment.rules, *placement.RULES)
     placed = placement.place_state(shapes, mesh, rules, logical, config.zero)

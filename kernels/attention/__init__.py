@@ -25,6 +25,7 @@ def attention(
     logits_soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: jax.Array | None = None,
+    dropout_heads: jax.Array | None = None,
     return_residual: bool = False,
     implementation: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -51,6 +52,8 @@ def attention(
         the first.
       logits_soft_cap: c.
       dropout_rate: of the weights after the softmax, drawn from the key `dropout_rng`, alike in every implementation.
+      dropout_heads: (B, N) int32, the numbers that tell the heads of all examples apart when dropout is drawn; b N + n
+        unless given. Within `jax.shard_map` a device gives those of its own, and draws what one device would.
       return_residual: whether to return lse too, (B, T, N), which has gradients.
       implementation: 'reference' (the formula), 'xla' (a tile at a time), 'tpu' and 'hopper' (kernels in Pallas),
         'cudnn', or None for the one that was fastest where it was measured, see `backends.fastest`.
@@ -82,7 +85,7 @@ def attention(
         Mask(*lengths, *segments, mask),
         (is_causal, local_window_size),
         (scale, logits_soft_cap),
-        (dropout_rate, dropout_rng),
+        (dropout_rate, dropout_rng, dropout_heads),
         return_residual,
     )
     out, lse = backends.attention(request, arrays, implementation)

@@ -48,7 +48,7 @@ def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, resi
     """The arguments of `attention` as a Request and its Arrays.
 
     inputs: query, key, value, bias; mask: as given; band: (is_causal, local_window_size); scores: (scale, soft cap);
-    drop: (dropout_rate, dropout_rng). Raises ValueError as `attention` says.
+    drop: (dropout_rate, dropout_rng, dropout_heads). Raises ValueError as `attention` says.
     """
     query, key, value, bias = inputs
     _check(query, key, value)
@@ -69,11 +69,13 @@ def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, resi
     for name, x, shape in zip(names, mask[:4], shapes, strict=True):
         if x is not None and (x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} must be integers of shape {shape}, not {x.dtype} {x.shape}")
-    (rate, rng), (scale, cap), (is_causal, window) = drop, scores, band
+    (rate, rng, numbers), (scale, cap), (is_causal, window) = drop, scores, band
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), not {rate}")
     if rate and rng is None:
         raise ValueError("dropout_rate needs dropout_rng, a key")
+    if numbers is not None and (numbers.shape != (batch, heads) or numbers.dtype != jnp.int32):
+        raise ValueError(f"dropout_heads must be int32 of shape {(batch, heads)}, not {numbers.dtype} {numbers.shape}")
     if cap is not None and cap <= 0:
         raise ValueError(f"logits_soft_cap must be above 0, not {cap}")
     band = Band(None, 0) if is_causal else Band()
@@ -86,8 +88,8 @@ def ask(inputs: tuple, mask: Mask, band: tuple, scores: tuple, drop: tuple, resi
     request = Request(float(scale), None if cap is None else float(cap), band, float(rate), residual)
     as_4d = lambda x: None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)  # noqa: E731
     rules = (None if x is None else x.astype(jnp.int32) for x in mask[:4])
-    seeds = dropout.seeds(rng) if rate else None
-    return request, varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds))
+    seeds, numbers = (dropout.seeds(rng), numbers) if rate else (None, None)
+    return request, varying(Arrays(query, key, value, as_4d(bias), Mask(*rules, as_4d(mask.dense)), seeds, numbers))
 
 
 def _check(query, key, value):

@@ -62,7 +62,7 @@ def ring_attention(
     """
     mask = Mask(query_seq_lengths, key_value_seq_lengths, segment_ids, key_value_segment_ids)
     bands, scores = (is_causal, local_window_size), (scale, logits_soft_cap)
-    request, arrays = ask((query, key, value, None), mask, bands, scores, (0.0, None), True)
+    request, arrays = ask((query, key, value, None), mask, bands, scores, (0.0, None, None), True)
     name = implementation or backends.fastest(request, arrays, among=backends.PLATFORMS)
     if name not in backends.PLATFORMS:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.PLATFORMS)}, not {name!r}")

@@ -26,8 +26,10 @@ def losses(name, mesh):
     return [*found, float(compiled.evaluate(state, "validation")["loss"])]
 
 
-@pytest.mark.parametrize("mesh", ["data:8", "fsdp:8", "data:4,tensor:2"])
-@pytest.mark.parametrize("name", EXPERIMENTS)
+MESHES = [(name, mesh) for name in EXPERIMENTS for mesh in ("data:8", "fsdp:8", "data:4,tensor:2")]
+
+
+@pytest.mark.parametrize("name, mesh", [*MESHES, ("shakespeare_gpt", "data:2,sequence:4")])
 def test_the_loss_is_that_of_one_device(name, mesh):
     """Up to the order of float32 sums over the batch, 1e-7, which three steps and batch norm magnify. By small steps of
     plain gradient descent: Adam's have the size of the rate whatever the gradient's, so that a gradient that is nothing

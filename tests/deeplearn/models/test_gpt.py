@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplearn import sampling
 from deeplearn.errors import UserError
+from deeplearn.losses import cross_entropy
 from deeplearn.models import gpt
 from deeplearn.models.gpt import GPT, Architecture
 
@@ -88,6 +90,32 @@ def test_bfloat16_computes_near_float32():
     wanted, found = (m.apply({"params": params}, draw(1)) for m in (model, short))
     assert found.dtype == jnp.float32
     assert 1e-5 < jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted) < 0.03
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_beyond_the_vocabulary_change_nothing(tied):
+    """Loss, gradients and what is drawn are those of the same weights without such rows, which have no gradient."""
+    (model, params), (padded, more) = made(tied=tied), made(tied=tied, rows_multiple=8)
+    here = lambda like: tuple(slice(n) for n in like.shape)  # noqa: E731
+    more = jax.tree.map(lambda x, wide: wide.at[here(x)].set(x), params, more)
+    assert jax.tree.map(jnp.shape, more) != jax.tree.map(jnp.shape, params)
+
+    def loss(model, params):
+        return cross_entropy(model.apply({"params": params}, draw(1)), draw(2)).mean()
+
+    wanted, gradient = jax.value_and_grad(loss, argnums=1)(model, params)
+    found, wider = jax.value_and_grad(loss, argnums=1)(padded, more)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    gradient = jax.tree.map(lambda x, wide: jnp.zeros_like(wide).at[here(x)].set(x), gradient, wider)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), wider, gradient)
+
+    def written(model, params, **asked):
+        step = lambda params, tokens, cache: model.apply({"params": params}, tokens, cache=cache)  # noqa: E731
+        prompt, empty = np.asarray(draw(3, batch=1, length=4)), gpt.empty(model.architecture, 1)
+        return list(sampling.generate(step, params, empty, 12, prompt, 20, jax.random.key(0), **asked))
+
+    for asked in ({"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 11}):
+        np.testing.assert_array_equal(written(padded, more, **asked), written(model, params, **asked))
 
 
 def test_every_parameter_has_names():

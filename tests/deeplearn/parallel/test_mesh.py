@@ -19,24 +19,26 @@ from deeplearn.parallel import mesh, processes
 @pytest.mark.parametrize(
     "text, shape",
     [
-        ("", (8, 1, 1)),
-        ("data:-1", (8, 1, 1)),
-        ("data:1", (1, 1, 1)),
-        ("fsdp:8", (1, 8, 1)),
-        ("fsdp:-1", (1, 8, 1)),
-        ("data:2,fsdp:4", (2, 4, 1)),
-        ("fsdp:4,data:2", (2, 4, 1)),
-        ("data:-1,tensor:2", (4, 1, 2)),
-        (" data:2, fsdp: 2 ,tensor:-1", (2, 2, 2)),
-        ("data:-1,tensor:8", (1, 1, 8)),
-        ("data:3", (3, 1, 1)),
+        ("", (8, 1, 1, 1)),
+        ("data:-1", (8, 1, 1, 1)),
+        ("data:1", (1, 1, 1, 1)),
+        ("fsdp:8", (1, 8, 1, 1)),
+        ("fsdp:-1", (1, 8, 1, 1)),
+        ("data:2,fsdp:4", (2, 4, 1, 1)),
+        ("fsdp:4,data:2", (2, 4, 1, 1)),
+        ("data:-1,tensor:2", (4, 1, 1, 2)),
+        (" data:2, fsdp: 2 ,tensor:-1", (2, 2, 1, 2)),
+        ("data:-1,tensor:8", (1, 1, 1, 8)),
+        ("sequence:8", (1, 1, 8, 1)),
+        ("tensor:2,sequence:-1,data:2", (2, 1, 2, 2)),
+        ("data:3", (3, 1, 1, 1)),
     ],
 )
 def test_parse(text, shape):
     m = mesh.parse(text)
-    assert m.axis_names == ("data", "fsdp", "tensor")
+    assert m.axis_names == ("data", "fsdp", "sequence", "tensor")
     assert m.devices.shape == shape
-    assert m.axis_types == (AxisType.Auto,) * 3
+    assert m.axis_types == (AxisType.Auto,) * 4
     assert {d.id for d in m.devices.flat} == {d.id for d in jax.devices()[: math.prod(shape)]}
 
 
@@ -45,7 +47,7 @@ def test_parse(text, shape):
     [
         ("dta:8", 8, "unknown mesh axis 'dta'; did you mean data?"),
         ("8", 8, "unknown mesh axis '8'"),
-        ("data:2,", 8, "unknown mesh axis ''; there are: data, fsdp, tensor"),
+        ("data:2,", 8, "unknown mesh axis ''; there are: data, fsdp, sequence, tensor"),
         ("data:two", 8, "data:two: data must be a whole number from 1, or -1 for the rest, as in data:2"),
         ("data", 8, "mesh data: data must be a whole number"),
         ("data:2.0", 8, "mesh data:2.0: data must be a whole number"),
@@ -66,7 +68,7 @@ def test_a_wrong_mesh_names_its_remedy(text, devices, message):
     assert "\n" not in str(error.value)
 
 
-@given(st.tuples(*[st.sampled_from([-1, 1, 2, 3, 4, 5, 8])] * 3))
+@given(st.tuples(*[st.sampled_from([-1, 1, 2, 3, 4, 5, 8])] * 4))
 def test_a_mesh_fills_its_sizes_or_is_refused(sizes):
     text = ",".join(f"{axis}:{size}" for axis, size in zip(mesh.AXES, sizes, strict=True))
     known = math.prod(abs(size) for size in sizes)
@@ -86,6 +88,7 @@ def test_a_mesh_fills_its_sizes_or_is_refused(sizes):
         ("data:1", 7, None),
         ("data:8", 64, None),
         ("data:4,tensor:2", 4, None),
+        ("data:2,sequence:4", 6, None),
         ("data:8", 60, "batch_size 60 does not divide over data x fsdp = 8 devices: 56 or 64 would"),
         ("data:2,fsdp:4", 12, "= 8 devices: 8 or 16 would"),
         ("fsdp:2,tensor:4", 1, "= 2 devices: 2 would"),
@@ -100,7 +103,10 @@ def test_check_batch_size(text, size, nearest):
             mesh.check_batch_size(size, mesh.parse(text))
 
 
-@pytest.mark.parametrize("text, rows", [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4)])
+ROWS = [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4), ("data:2,sequence:4", 8)]
+
+
+@pytest.mark.parametrize("text, rows", ROWS)
 def test_a_batch_is_divided_by_rows(text, rows):
     m = mesh.parse(text)
     batch = {"image": np.arange(96.0).reshape(16, 3, 2), "label": np.arange(16)}
@@ -110,6 +116,15 @@ def test_a_batch_is_divided_by_rows(text, rows):
         assert tree["image"].addressable_shards[0].data.shape == (rows, 3, 2)
         assert tree["label"].addressable_shards[0].data.shape == (rows,)
         jax.tree.map(np.testing.assert_array_equal, tree, batch)
+
+
+def test_a_model_that_does_not_divide_positions():
+    import flax.linen as nn
+
+    for model, name in ((nn.Dense(1), "Dense"), (None, "this model")):
+        with pytest.raises(UserError, match=f"sequence:4 divides the positions of GPT, not of {name}: give"):
+            mesh.check_model(model, mesh.parse("data:2,sequence:4"))
+        mesh.check_model(model, mesh.parse("data:2,tensor:4"))
 
 
 def test_a_constraint_is_free_on_one_device():

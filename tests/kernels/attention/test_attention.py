@@ -299,3 +299,14 @@ def test_a_mix_of_dtypes():
 
 def test_dropout_by_the_numbers_of_heads():
     check_numbers("xla", BOUNDS["float32"])
+
+
+@pytest.mark.parametrize("implementation", ["reference", *BACKENDS])
+def test_a_part_of_the_heads_drops_what_the_whole_does(implementation):
+    query, key, value = (jax.random.normal(jax.random.key(i), (2, 16, 4, 8), jnp.float32) for i in range(3))
+    call = functools.partial(attention, dropout_rate=0.5, dropout_rng=jax.random.key(4), implementation=implementation)
+    part = (slice(1, 2), slice(None), slice(2, 4))
+    found = call(query[part], key[part], value[part], dropout_heads=jnp.array([[6, 7]], jnp.int32))
+    np.testing.assert_allclose(found, call(query, key, value)[part], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"dropout_heads must be int32 of shape \(2, 4\), not int32 \(1, 2\)"):
+        call(query, key, value, dropout_heads=jnp.array([[6, 7]], jnp.int32))

@@ -20,7 +20,7 @@ def asked(length=64, depth=64, dtype=jnp.bfloat16, residual=False, batch=2, **op
         x = jnp.zeros((batch, length, 4, depth), dtype)
         rules = Mask(*(options.get(name) for name in ("query_lengths", "key_lengths", "ids", "key_ids", "mask")))
         band = options.get("is_causal", False), options.get("window")
-        drop = (0.1, jax.random.key(0)) if options.get("dropout") else (0.0, None)
+        drop = (0.1, jax.random.key(0), None) if options.get("dropout") else (0.0, None, None)
         return ask((x, x, x, options.get("bias")), rules, band, (None, options.get("cap")), drop, residual)
 
     request = None
