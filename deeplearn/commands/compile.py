@@ -57,11 +57,14 @@ def describe(analysis) -> str:
 
     a, chip, memory = analysis, analysis.topology.chip, analysis.memory
     head = f"{a.topology.name}, mesh {ahead.text(a.mesh)} of {a.devices} devices"
-    parts = {name: size for name, size in memory._asdict().items() if size is not None and name != "total"}
+    parts = {name: getattr(memory, name) for name in ("parameters", "optimizer", "data")}
     if a.cost:
-        parts["padding, program"] = memory.total - sum(parts.values())
+        rest = memory.total - sum(parts.values()) - memory.temporaries
+        parts |= {"temporaries": memory.temporaries, "padding, program": rest}
     lines = [f"{head}; compiled by {a.topology.compiler} in {a.seconds:.0f} s", "", "on a device"]
     lines += [f"  {name:18} {binary(size):>10}" for name, size in (*parts.items(), ("total", memory.total))]
+    if memory.activations is not None:
+        lines[-3] += f", of which activations {binary(memory.activations)}"
     lines[-1] += f" of {binary(chip.memory)}: " + (
         f"fits, {binary(chip.memory - memory.total)} are left"
         if memory.total <= chip.memory

@@ -24,16 +24,17 @@ class Memory(NamedTuple):
     Fields:
       parameters, optimizer: their own, and the optimizer's state.
       data: of the training examples that lie there, all of a data set that is small, else a step's.
-      activations: what the forward pass keeps for the backward pass; None too where it was not asked for.
-      temporaries: all else that a step needs.
+      temporaries: what a step needs besides.
+      activations: those of them that the forward pass keeps for the backward pass, at most; None too where they were
+        not asked for.
       total: with what the compiler adds: padding, and the program itself.
     """
 
     parameters: int
     optimizer: int
     data: int
-    activations: int | None
     temporaries: int | None
+    activations: int | None
     total: int
 
 
@@ -111,7 +112,7 @@ def analyse(experiment: Experiment, topology: Topology, model_flops: float, acti
         if activations:
             left = built.kept.lower(state, data).compile().memory_analysis().output_size_in_bytes
             kept = min(left, used.temp_size_in_bytes)
-        memory = Memory(*parts, kept, used.temp_size_in_bytes - (kept or 0), total)
+        memory = Memory(*parts, used.temp_size_in_bytes, kept, total)
     chip = topology.chip
     return Analysis(
         topology=topology,

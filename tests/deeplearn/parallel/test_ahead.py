@@ -21,7 +21,7 @@ def build(name, **fields):
 def test_flops_of_a_transformer(size):
     """6 N a token, where the embeddings of tokens are in a product and those of positions are not, and attention's
     scores and sums, 12 T width a layer (Chowdhery et al. 2022, PaLM, appendix B)."""
-    e = build("gpt3", size=size, remat="none", batch_size=4)
+    e = build("gpt3", size=size, remat="none", batch_size=4, accumulate=1)
     params = jax.eval_shape(e.task.init, jax.random.key(0))[0]
     sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(params)}
     in_products = sum(n for path, n in sizes.items() if "kernel" in path or "token_embedding" in path)
