@@ -73,6 +73,7 @@ def check_shared(workdir: Path) -> None:
     from deeplearn.parallel import processes
     from deeplearn.training import manifest
 
+    processes.gathered(None)  # before that process 0 may still be writing
     here = manifest.read(workdir) if manifest.exists(workdir) else None
     if here != processes.decided(here):
         raise UserError(f"{workdir} is not the directory that process 0 has; choose a --workdir that all of them share")

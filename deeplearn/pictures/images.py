@@ -98,11 +98,12 @@ def _grid(path, images, captions, columns: int, nothing: str = "no images") -> N
     pitch = picture + line * lines + 0.1
     width, height = tile * columns + gap, pitch * rows + gap
     with style.picture(path, width, height, layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+        axes.set_axis_off()
         for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
             left, top = gap + tile * (k % columns), height - pitch * (k // columns) - line * lines - 0.06
-            axes = figure.add_axes((left / width, (top - picture) / height, inside / width, picture / height))
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axes.set_axis_off()
+            extent = (left, left + inside, top - picture, top)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
             for number, (text, colour) in enumerate(reversed(caption)):
                 y = (top + 0.025 + line * number) / height
                 middle = (left + inside / 2) / width

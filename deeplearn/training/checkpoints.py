@@ -1,28 +1,18 @@
 """Checkpoints of the whole state: asynchronous, atomic, and verified bit for bit when they are read.
 
-A checkpoint is a directory `STEP-ID`, which Orbax writes under another name and renames once it is whole.
-It holds the arrays, by their path in the state, in `state/`, and `record/record.json`: step, metric, the
-caller's metadata, and the shape, dtype and fingerprint of every array. In a bucket, where nothing is renamed at once,
-Orbax writes it in its place, and `commit_success.txt` last of all: without that file it is none.
+What one is on disk is in stored.py; what Orbax says of files that it cannot read or write, in orbax_errors.py.
 
 Of several processes each writes and reads what its devices hold, in a directory that all of them see; which checkpoint,
 and whether it is intact, they decide together.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import gc
-import json
-import logging as python_logging
 import math
 import os
 import pathlib
-import re
-import sys
 import time
-import warnings
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,12 +23,8 @@ from absl import logging
 from deeplearn.errors import UserError
 from deeplearn.files import in_bucket, locate, remove_tree
 from deeplearn.parallel import processes
-from deeplearn.training import leaves
+from deeplearn.training import leaves, orbax_errors, stored
 from deeplearn.training.fingerprint import fingerprints
-
-_NAME = re.compile(r"(\d{9,})-[0-9a-f]{8}")
-_COMMITTED = "commit_success.txt"
-_UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")
 
 
 @dataclasses.dataclass
@@ -79,13 +65,6 @@ class Restored(NamedTuple):
     step: int
 
 
-class _Checkpoint(NamedTuple):
-    step: int
-    metric: float | None
-    name: str
-    written: int  # nanoseconds
-
-
 def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Manager:
     """Open a directory of checkpoints, made if need be.
 
@@ -106,9 +85,7 @@ def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Mana
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {directory}: {error.strerror}; choose another --workdir") from error
-    # A thread of Orbax's that fails logs its traceback, several times; `_writing` says the same in one line.
-    logging.get_absl_logger().addFilter(_not_from_an_orbax_thread)
-    asyncio.set_event_loop_policy(_Policy())
+    orbax_errors.quieten()
     # Measured on 1 MB in 60 arrays: OCDBT writes 15 files, plain Zarr 125; compression takes 7 % off.
     handler = ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
@@ -146,33 +123,26 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
     if not all(prints[name].finite for name in parameters):
         return False
 
-    record = {
-        "step": int(step),
-        "metric": None if metric is None or math.isnan(metric) else float(metric),
-        "metadata": metadata,
-        "leaves": {name: [*leaves.spec(leaf), *prints[name].sums] for name, leaf in named.items()},
-    }
-    record = json.loads(json.dumps(record))  # as it will be read, so that its checksum is that of what is read
-    # Named by its content: the same in every process, and never in the place of a different checkpoint.
-    identity = _checksum([record["step"], record["metric"], record["leaves"]])
-    path = manager.directory / f"{step:09d}-{identity:08x}"
+    metric = None if metric is None or math.isnan(metric) else float(metric)
+    record = stored.make_record(step, metric, metadata, named, prints)
+    path = manager.directory / stored.name_of(record)
 
     wait(manager)
     with _writing(manager, step):
         manager.directory.mkdir(parents=True, exist_ok=True)  # if something removed it meanwhile
-        name, there = processes.decided([path.name, _is_whole(path)])
+        name, there = processes.decided([path.name, stored.is_whole(path)])
         path = manager.directory / name
         if there and name not in manager.damaged:
             return True
         if in_bucket(path):
-            _clear(path)
+            stored.clear(path)
         manager.saving = step
         written = {name: leaf for name, leaf in arrays.items() if leaf.size}  # Orbax refuses empty arrays
         manager.checkpointer.save(
             path,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(written),
-                record=ocp.args.JsonSave({"record": record, "checksum": _checksum(record)}),
+                record=ocp.args.JsonSave(stored.sealed(record)),
             ),
             force=path.name in manager.damaged and not in_bucket(path),
         )
@@ -231,21 +201,21 @@ def restore_best(manager: Manager, abstract_state: Any) -> Restored | None:
     return _restore(manager, abstract_state, _best_first(manager, _checkpoints(manager)))
 
 
-def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[_Checkpoint]) -> Restored | None:
+def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[stored.Checkpoint]) -> Restored | None:
     for name in processes.decided([checkpoint.name for checkpoint in checkpoints]):
         path = manager.directory / name
-        with _quiet_coroutines():
+        with orbax_errors.quiet_coroutines():
             damage = None
             try:
-                record = _read_record(path)
-                _check_same_model(path, record, abstract_state)
+                record = stored.read_record(path)
+                stored.check_same_model(path, record, abstract_state)
                 data = _read_arrays(manager, path, abstract_state)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # the reader's trouble, no damage
                 raise
             except Exception as error:  # there is no end to what damaged files make Orbax raise
-                damage = _cause(error)
+                damage = orbax_errors.cause(error)
             # Before the fingerprints, which all processes take together.
-            damage = next(filter(None, processes.gathered(damage)), None) or _altered(record, data)
+            damage = next(filter(None, processes.gathered(damage)), None) or stored.altered(record, data)
             if damage is None:
                 return Restored(_as_state(data, abstract_state), record["metadata"], record["step"])
             logging.warning("skipped the damaged checkpoint %s: %s", path, damage)
@@ -253,13 +223,6 @@ def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[_Check
             time.sleep(0.02)  # reads that nobody waits for any more end, and let go of their coroutines
             gc.collect()
     return None
-
-
-def _read_record(path: pathlib.Path) -> dict[str, Any]:
-    content = json.loads((path / "record" / "record.json").read_text())
-    if content["checksum"] != _checksum(content["record"]):
-        raise ValueError("its record is not what was written")
-    return content["record"]
 
 
 def _read_arrays(manager: Manager, path: pathlib.Path, abstract_state: Any) -> dict[str, jax.Array]:
@@ -274,13 +237,6 @@ def _read_arrays(manager: Manager, path: pathlib.Path, abstract_state: Any) -> d
     return manager.handler.restore(epath.Path(path), args=args).state
 
 
-def _altered(record: dict[str, Any], data: dict[str, jax.Array]) -> str | None:
-    for name, fingerprint in fingerprints(data).items():
-        if list(fingerprint.sums) != record["leaves"][name][2:]:
-            return f"{name} is not what was written"
-    return None
-
-
 def _as_state(data: dict[str, jax.Array], abstract_state: Any) -> Any:
     restored = []
     for name, leaf in leaves.named(abstract_state).items():
@@ -290,33 +246,11 @@ def _as_state(data: dict[str, jax.Array], abstract_state: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
 
 
-def _check_same_model(path: pathlib.Path, record: dict[str, Any], abstract_state: Any) -> None:
-    here = {name: leaves.spec(leaf) for name, leaf in leaves.named(abstract_state).items()}
-    there = {name: (shape, dtype) for name, (shape, dtype, *_) in record["leaves"].items()}
-    for name in here | there:
-        if here.get(name) != there.get(name):
-            mine, its = ("{1}{0}".format(*spec[name]) if name in spec else "absent" for spec in (here, there))
-            raise UserError(
-                f"the checkpoint {path} is of another model: {name} is {its} there and {mine} here; "
-                "choose another --workdir, or the config that it was trained with"
-            )
+def _checkpoints(manager: Manager) -> list[stored.Checkpoint]:
+    return stored.found(manager.directory, manager.damaged)
 
 
-def _checkpoints(manager: Manager) -> list[_Checkpoint]:
-    """The checkpoints not known to be damaged, by step; those with a metric behind those of the same step."""
-    found = []
-    for path in manager.directory.iterdir() if manager.directory.is_dir() else ():
-        name = _NAME.fullmatch(path.name)
-        if name and path.name not in manager.damaged and _is_whole(path):
-            try:
-                metric = _read_record(path)["metric"]
-            except (OSError, ValueError, KeyError, TypeError):  # the restore finds that, and says so
-                metric = None
-            found.append(_Checkpoint(int(name[1]), metric, path.name, _written(path)))
-    return sorted(found, key=lambda c: (c.step, c.metric is not None, c.written))
-
-
-def _best_first(manager: Manager, checkpoints: list[_Checkpoint]) -> list[_Checkpoint]:
+def _best_first(manager: Manager, checkpoints: list[stored.Checkpoint]) -> list[stored.Checkpoint]:
     sign = {"min": 1, "max": -1}[manager.mode]
     return sorted((c for c in checkpoints if c.metric is not None), key=lambda c: sign * c.metric)
 
@@ -328,36 +262,12 @@ def _prune(manager: Manager) -> None:
     kept = {*list(newest.values())[-manager.keep :]}
     kept |= {checkpoint.name for checkpoint in _best_first(manager, checkpoints)[:1]}
     for path in list(manager.directory.iterdir()):
-        name = _NAME.fullmatch(path.name)
+        name = stored.NAME.fullmatch(path.name)
         ahead = path.name in manager.damaged and int(name[1]) > max(newest, default=-1)
         if name and path.name not in kept and not ahead:
-            path = _set_aside(path)  # at once, so that none is ever half there
-        if any(suffix in path.name for suffix in _UNFINISHED):
+            path = stored.set_aside(path)  # at once, so that none is ever half there
+        if any(suffix in path.name for suffix in stored.UNFINISHED):
             remove_tree(path)
-
-
-def _is_whole(path: pathlib.Path) -> bool:
-    return (path / _COMMITTED if in_bucket(path) else path).exists()
-
-
-def _written(path: pathlib.Path) -> int:
-    return int((path / _COMMITTED).stat().mtime * 1e9) if in_bucket(path) else path.stat().st_mtime_ns
-
-
-def _set_aside(path: pathlib.Path) -> pathlib.Path:
-    """What is to be deleted, no longer a checkpoint, under the name that it then has."""
-    if not in_bucket(path):
-        return path.rename(f"{path}{_UNFINISHED[1]}")
-    (path / _COMMITTED).unlink(missing_ok=True)
-    remove_tree(path)
-    return path
-
-
-def _clear(path: pathlib.Path) -> None:
-    """Remove what an interrupted save left in a bucket, before any process writes there."""
-    if processes.is_main() and path.exists():
-        remove_tree(path)
-    processes.gathered(None)
 
 
 @contextlib.contextmanager
@@ -366,65 +276,14 @@ def _writing(manager: Manager, step: int | None) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not _os_error_code(error):
+        if isinstance(error, ValueError) and not orbax_errors.os_error_code(error):
             raise
         manager.saving = None
-        for path in manager.directory.glob(f"*{_UNFINISHED[0]}*"):
+        for path in manager.directory.glob(f"*{stored.UNFINISHED[0]}*"):
             remove_tree(path, ignore_errors=True)  # what filled the disk must not stay there
         last = max(steps(manager), default=None)
         kept = "there is no earlier one" if last is None else f"that of step {last} is kept"
         raise UserError(
-            f"cannot save the checkpoint of step {step} in {manager.directory}: {_cause(error)}; {kept}: "
+            f"cannot save the checkpoint of step {step} in {manager.directory}: {orbax_errors.cause(error)}; {kept}: "
             "put that right and run the same command again"
         ) from error
-
-
-def _os_error_code(error: BaseException) -> int | None:
-    """The errno in an OSError, or in the ValueError that TensorStore makes of one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return getattr(error, "errno", None) or (int(code[1]) if code else None)
-
-
-def _cause(error: BaseException) -> str:
-    """The system's own words if it is the system's error, else the error's type and first line."""
-    code = _os_error_code(error)
-    return os.strerror(code) if code else f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-
-
-def _not_from_an_orbax_thread(record: python_logging.LogRecord) -> bool:
-    return record.levelno < python_logging.ERROR or os.path.join("", "orbax", "") not in record.pathname
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that lets late news go: of a checkpoint's writes, those that fail after the first one, of which
-    `_writing` tells, find it closed, or nobody who asks for them.
-    """
-
-    def call_soon_threadsafe(self, callback, *args, context=None):
-        if not self.is_closed():
-            return super().call_soon_threadsafe(callback, *args, context=context)
-
-    def call_exception_handler(self, context):
-        if "never retrieved" not in context["message"]:
-            super().call_exception_handler(context)
-
-
-class _Policy(asyncio.DefaultEventLoopPolicy):
-    _loop_factory = _Loop
-
-
-@contextlib.contextmanager
-def _quiet_coroutines() -> Iterator[None]:
-    """Keep what a failed restore leaves behind from printing tracebacks when it is collected."""
-    hook, asyncio_log = sys.unraisablehook, python_logging.getLogger("asyncio")
-    sys.unraisablehook, asyncio_log.disabled = (lambda unraisable: None), True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            yield
-    finally:
-        sys.unraisablehook, asyncio_log.disabled = hook, False
-
-
-def _checksum(content: Any) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

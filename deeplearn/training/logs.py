@@ -114,9 +114,14 @@ def open_events(directory: pathlib.Path, purge_step: int = 0) -> Logs:
 
     `purge_step`: what is there already of this step and later ones is hidden.
     """
-    from tensorboardX import summary
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    absent = sys.modules.setdefault("torch", None) is None
+    try:  # tensorboardX imports PyTorch where it is installed, for more than a second, and needs it for graphs alone
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+    finally:
+        if absent:
+            del sys.modules["torch"]
 
     with writing(directory):
         directory.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ def starter(home, directory):
     own: arguments of single processes, by rank; devices: of each; absent: ranks that are not started.
     """
     started = []
-    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
+    kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
 
     def start(number, *arguments, own=None, devices=1, absent=()):
         port, processes = free_port(), []
@@ -44,8 +44,8 @@ def starter(home, directory):
                 **kept,
                 "PYTHONPATH": str(ROOT),
                 "JAX_PLATFORMS": "cpu",
-                # As in the tests' conftest.py: compiled fast, and a thread for every device that waits.
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+                # Compiled as fast as in tests (of two numbers the last counts); a thread for every device that waits.
+                "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
                 "NPROC": "8",
                 "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
                 "XDG_CACHE_HOME": str(home / "cache"),
