@@ -30,7 +30,7 @@ def max_pool(
       window: an int or a pair (height, width).
       strides: an int or a pair; None is the window.
       padding: 'SAME', 'VALID', an int, or a (low, high) for each of height and width; smaller than the window.
-      implementation: 'reference' (the formula), 'xla' (elementwise, fast everywhere), 'tpu', 'hopper' (kernels, which
+      implementation: 'reference' (the formula), 'xla' (elementwise), 'tpu', 'hopper' (kernels, which
         reverse mode alone differentiates), or None: 'xla'.
 
     Returns:

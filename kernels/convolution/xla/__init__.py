@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from kernels.convolution.windows import Geometry, Pair
-from kernels.convolution.xla import depthwise, direct, fourier, point, winograd
+from kernels.convolution.xla import depthwise, direct, fourier, point, products, winograd
 
 WIDE = 128  # channels on both sides, from which the transformations cost less than they save
+FEW = 1024  # pixels of all outputs, up to which a product for each tap is faster than a convolution with a stride
 LARGE = 81  # taps of a depthwise kernel, from which its Fourier transform is faster
 BYTES = 1 << 29  # that the transformed images may take
 
@@ -52,6 +53,8 @@ def form(geometry: Geometry, images: int, size: Pair, w: tuple[int, ...]) -> Mod
         return fourier if strides == (1, 1) and math.prod(w[:2]) >= LARGE else depthwise
     if w[:2] == (1, 1):
         return point
+    if w[:2] == (3, 3) and strides != (1, 1) and min(w[2:]) >= 2 * WIDE and images * math.prod(size) <= FEW:
+        return products
     plain = w[:2] == (3, 3) and strides == dilation == (1, 1)
     fits = images * math.prod(size) * (w[2] + w[3]) * 4 * winograd.TILE**2 <= BYTES * winograd.M**2
     return winograd if plain and fits and min(w[2:]) >= WIDE and min(size) >= winograd.M - 1 else direct

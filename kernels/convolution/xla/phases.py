@@ -41,5 +41,6 @@ def interleave(parts: list[jax.Array], strides: Pair, size: Pair) -> jax.Array:
     if len(parts) > 1:
         across = strides[1]
         dx = [jnp.stack(parts[i : i + across], axis=3) for i in range(0, len(parts), across)]
-        parts = [jnp.stack(dx, axis=2).reshape(images, rows * strides[0], columns * across, channels)]
+        dx = jnp.stack(dx, axis=2).reshape(images, rows * strides[0], columns, across, channels)
+        parts = [dx.reshape(images, rows * strides[0], columns * across, channels)]  # explicit axes merge two at a time
     return parts[0][:, : size[0], : size[1]]

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from kernels.convolution import reference
 from kernels.convolution.networks import resnet18
 from kernels.convolution.windows import geometry
-from kernels.convolution.xla import depthwise, direct, form, fourier, phases, point, winograd
+from kernels.convolution.xla import depthwise, direct, form, fourier, phases, point, products, winograd
 from tests.kernels.convolution.cases import geometries, operands, wide
 
 # Float32's rounding, and what Winograd's points lose of it.
-BOUNDS = {direct: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6, fourier: 1e-6}
+BOUNDS = {direct: 1e-6, products: 1e-6, point: 1e-6, depthwise: 1e-6, winograd: 6e-6, fourier: 1e-6}
 
 
 def check(module, x, w, strides=1, padding="SAME", dilation=1, groups=1):
@@ -37,8 +37,10 @@ def check(module, x, w, strides=1, padding="SAME", dilation=1, groups=1):
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (5, 7), (6, 3), (1, 1), (13, 2)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", 2, ((0, 1), (3, 0)), 5])
-def test_winograd(size, padding):
-    """Tiles that are whole and tiles that are not."""
+@pytest.mark.parametrize("pixels", [0, 1024])
+def test_winograd(monkeypatch, pixels, size, padding):
+    """Tiles that are whole and tiles that are not, large and small."""
+    monkeypatch.setattr(winograd, "PIXELS", pixels)
     if padding == "VALID" and min(size) < 3:
         pytest.skip("there is no output")
     padding = ((2, 1), (1, 3)) if padding == ((0, 1), (3, 0)) and min(size) < 3 else padding
@@ -58,8 +60,8 @@ def test_fourier(size, kernel, padding, dilation, features):
     check(fourier, (3, *size, 4), (*kernel, 1, features), 1, padding, dilation, groups=4)
 
 
-@settings(max_examples=25, deadline=None)
-@given(axes=geometries(), images=st.integers(1, 3), module=st.sampled_from([direct, depthwise]))
+@settings(max_examples=36, deadline=None)
+@given(axes=geometries(), images=st.integers(1, 3), module=st.sampled_from([direct, products, depthwise]))
 def test_every_geometry(axes, images, module):
     """Whatever the size, kernel, stride, padding and dilation of each axis: padding beyond the reach too."""
     kernel, strides, dilation, padding, size = axes
@@ -95,6 +97,18 @@ def test_sums_of_any_length(rows):
     check(depthwise, (3, rows, 40, 4), (1, 1, 1, 4), groups=4)
 
 
+def test_the_transformed_kernels_of_few_pixels_are_not_kept_at_once():
+    """Of a call of the forward and both backward passes, temporaries are those of one: 16 times the channels."""
+    window, (x, w, _) = operands(((8, 4, 4, 256), (3, 3, 256, 256), 1, "SAME", 1, 1))
+
+    def passes(x, w):
+        y = winograd.forward(window, x, w)
+        return winograd.input_gradient(window, y, w, (4, 4)), winograd.weight_gradient(window, x, y, (3, 3))
+
+    temporaries = jax.jit(passes).lower(x, w).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < 1.5 * 16 * 256**2 * 4
+
+
 def test_what_is_computed_how():
     """By the shape alone: Winograd's for wide 3x3 layers without a stride, if its tiles fit."""
     names = {}
@@ -104,6 +118,9 @@ def test_what_is_computed_how():
         names[str(layer)] = form(window, 32, window.output(x[1:3], w[:2]), w).__name__.rsplit(".", 1)[-1]
     assert names["16² 128→128 3×3"] == names["4² 512→512 3×3"] == "winograd"
     assert names["32² 3→64 3×3"] == names["16² 128→256 3×3 /2"] == "direct" and names["8² 256→512 1×1 /2"] == "point"
+    assert names["8² 256→512 3×3 /2"] == "products"
+    window = geometry((56, 56), (3, 3), 2, "SAME")
+    assert form(window, 32, (28, 28), (3, 3, 256, 256)) is direct
     window = geometry((224, 224), (3, 3), 1, "SAME")
     assert form(window, 32, (224, 224), (3, 3, 128, 128)) is direct
     assert form(window._replace(groups=8), 1, (224, 224), (3, 3, 1, 8)) is depthwise

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,9 @@ CASES = [
     ((2, 9, 8, 3), (3, 2), (1, 2), 1),
     ((1, 6, 6, 2), 3, 1, ((0, 1), (1, 0))),
     ((1, 5, 5, 1), 5, None, "VALID"),
+    ((1, 9, 8, 2), 2, 3, "VALID"),
+    ((1, 8, 7, 2), (6, 7), 1, ((5, 2), (3, 6))),
+    ((1, 13, 13, 1), 12, 1, "VALID"),
 ]
 KINDS = {"max_pool": np.max, "average_pool": np.mean, "sum_pool": np.sum}
 
@@ -34,7 +39,7 @@ def formula(kind, x, window, strides, padding):
 @pytest.mark.parametrize("implementation", [None, "reference", "xla"])
 def test_values(kind, implementation, shape, window, strides, padding, key):
     x = jax.random.normal(key, shape)
-    y = getattr(pooling, kind)(x, window, strides, padding, implementation)
+    y = jax.jit(lambda x: getattr(pooling, kind)(x, window, strides, padding, implementation))(x)
     np.testing.assert_allclose(y, formula(kind, x, window, strides, padding), rtol=1e-6, atol=1e-6)
 
 
@@ -49,7 +54,7 @@ def test_gradients(kind, ties, shape, window, strides, padding, key):
     y = pool(x, window, strides, padding)
     dy = jax.random.normal(jax.random.fold_in(key, 1), y.shape)
     one, other = (
-        jax.grad(lambda x, name=name: (pool(x, window, strides, padding, name) * dy).sum())(x)
+        jax.jit(jax.grad(lambda x, name=name: (pool(x, window, strides, padding, name) * dy).sum()))(x)
         for name in ("xla", "reference")
     )
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -77,17 +82,77 @@ def test_no_select_and_scatter(window, strides):
     assert "select-and-scatter" not in text and "reduce-window" not in text
 
 
-@pytest.mark.parametrize("window, strides", [(2, None), (3, 2)])
-def test_under_transformations(window, strides, key):
-    x = jax.random.normal(key, (3, 2, 8, 8, 3))
-    single = jnp.stack([pooling.max_pool(each, window, strides) for each in x])
-    np.testing.assert_array_equal(jax.vmap(lambda x: pooling.max_pool(x, window, strides))(x), single)
-    np.testing.assert_array_equal(jax.lax.map(lambda x: pooling.max_pool(x, window, strides), x), single)
-    cube = lambda x: (pooling.max_pool(x, window, strides) ** 3).sum()  # noqa: E731
-    v = jax.random.normal(jax.random.fold_in(key, 1), x[0].shape)
-    curvature = jax.grad(lambda x: (jax.grad(cube)(x) * v).sum())(x[0])
-    slope = lambda t: jax.grad(cube)(x[0] + t * v)  # noqa: E731
-    np.testing.assert_allclose(curvature, (slope(1e-3) - slope(-1e-3)) / 2e-3, atol=2e-2)
+def cube(pool):
+    return lambda x: (pool(x) ** 3).sum()
+
+
+def along(function, v):
+    return lambda x: jax.jvp(function, (x,), (v,))[1]
+
+
+DERIVATIVES = {
+    "value": lambda pool, x, v: pool(x),
+    "forward": lambda pool, x, v: along(pool, v)(x),
+    "reverse": lambda pool, x, v: jax.grad(cube(pool))(x),
+    "forward over reverse": lambda pool, x, v: along(jax.grad(cube(pool)), v)(x),
+    "reverse over forward": lambda pool, x, v: jax.grad(cube(along(pool, v)))(x) + jax.grad(along(cube(pool), v))(x),
+    "reverse over reverse": lambda pool, x, v: jax.grad(lambda x: (jax.grad(cube(pool))(x) * v).sum())(x),
+    "remat": lambda pool, x, v: jax.grad(jax.checkpoint(cube(pool)))(x),
+}
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("window, strides, padding", [(2, None, "VALID"), (3, 2, "SAME"), ((5, 4), 1, 2)])
+@pytest.mark.parametrize("kind", ["max_pool", "average_pool"])
+def test_under_transformations(kind, window, strides, padding, derivative):
+    """Every derivative, of vmaps over any axes and vmapped, is that of the reference in float64."""
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        x, v = jax.random.normal(key, (2, 2, 3, 8, 7, 2), jnp.float64)
+
+        def compute(name, x, v):
+            pool = lambda x: getattr(pooling, kind)(x, window, strides, padding, name)  # noqa: E731
+            function = functools.partial(DERIVATIVES[derivative], pool)
+            inner = lambda x, v: DERIVATIVES[derivative](jax.vmap(pool), x, v)  # noqa: E731
+            last = lambda a: jnp.moveaxis(a, 0, 4)  # noqa: E731
+            twice = jax.vmap(jax.vmap(function, 1, 1), 0, 0)
+            return {
+                "single": function(x[0], v[0]),
+                "first axis": jax.vmap(function)(x, v),
+                "last axis": jax.vmap(function, 4, 4)(last(x), last(v)),
+                "twice": twice(x[:, :, None], v[:, :, None]),
+                "x alone": jax.vmap(function, (0, None))(x, v[0]),
+                "inside": inner(x, v),
+                "map": jax.lax.map(lambda each: function(*each), (x, v)),
+            }
+
+        ours, theirs = (jax.jit(functools.partial(compute, name))(x, v) for name in (None, "reference"))
+        for how, found in ours.items():
+            np.testing.assert_allclose(found, theirs[how], rtol=1e-10, atol=1e-12, err_msg=how)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("kind", ["max_pool", "average_pool"])
+def test_on_a_mesh(kind, explicit, key):
+    """Images are divided, without a word between the devices; so are those of a shard_map."""
+    x = jax.random.normal(key, (4, 9, 8, 3))
+    gradient = jax.grad(lambda x: (getattr(pooling, kind)(x, 3, 2, "SAME") ** 3).sum())
+    axes = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("a",), axis_types=(axes,))
+    over = jax.sharding.PartitionSpec("a")
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, over))
+        program = jax.jit(gradient).lower(placed).compile()
+        local = jax.jit(jax.shard_map(gradient, in_specs=over, out_specs=over))
+        for found in (program(placed), local(placed)):
+            np.testing.assert_allclose(found, gradient(x), rtol=1e-5, atol=1e-6)
+    assert not any(word in program.as_text() for word in ("all-", "collective-permute"))
+
+
+def test_what_is_kept_for_the_gradient_of_a_maximum():
+    """A byte for each window."""
+    _, pull = jax.vjp(lambda x: pooling.max_pool(x, 3, 2), jnp.ones((2, 9, 9, 3)))
+    assert [(a.shape, a.dtype) for a in jax.tree.leaves(pull)] == [((2, 4, 4, 3), jnp.int8)]
 
 
 def test_bfloat16(key):
