@@ -49,11 +49,19 @@ def theory(mesh: str, parameters: int, batch: int, length: int, width: int, dept
     data sums P gradients, 2 P (n - 1) / n. fsdp gathers P parameters forward and again backward, and sums and scatters
     their gradients, 3 P (n - 1) / n (Rajbhandari et al. 2020, ZeRO, section 7). tensor sums the B T width activations
     of each layer twice forward and twice backward, 4 x 2 B T width depth (n - 1) / n (Shoeybi et al. 2019,
-    Megatron-LM, section 3).
+    Megatron-LM, section 3). sequence sums gradients as data does, and in each layer keys and values, of B T width / n
+    elements each, go n - 1 steps round a ring, forward and again backward, where their gradients make all n steps (Liu
+    et al. 2023, Ring attention, section 3).
     """
     axis, n = parts(mesh)
-    elements = {"data": 2 * parameters, "fsdp": 3 * parameters, "tensor": 4 * 2 * batch * length * width * depth}[axis]
-    return 4 * elements * (n - 1) / n
+    activations = batch * length * width * depth
+    elements = {
+        "data": 2 * parameters * (n - 1),
+        "fsdp": 3 * parameters * (n - 1),
+        "tensor": 4 * 2 * activations * (n - 1),
+        "sequence": 2 * parameters * (n - 1) + 2 * activations * (2 * (n - 1) + n),
+    }
+    return 4 * elements[axis] / n
 
 
 def work(connection, rounds: int, seconds: float) -> None:
@@ -109,7 +117,7 @@ def work(connection, rounds: int, seconds: float) -> None:
         text = program.chunk.lower(program.abstract, program.feed.abstract(1), steps).compile().as_text()
         found[mesh] = Figures(
             together=ratio(mesh, TOGETHER),
-            each=None if axis == "tensor" else ratio(mesh, EACH * n),
+            each=None if axis in ("tensor", "sequence") else ratio(mesh, EACH * n),
             sent=sum(cost.of(text).sent.values()),
             theory=theory(mesh, parameters, TOGETHER, *sizes),
         )

@@ -165,6 +165,30 @@ def meshes_markdown(figures: dict) -> str:
     return "\n".join(lines)
 
 
+def gpt2_markdown(found: dict) -> str:
+    """Training of GPT-2 by each implementation of attention, and the goal for it.
+
+    >>> from deeplearn.benchmark.gpt2 import Figures
+    >>> print(gpt2_markdown({"hopper": Figures(5e5, [5e5], 0.46, 3 * 10**10), "cudnn": "not installed"}))
+    | attention | tokens a second | MFU | memory |
+    | --- | ---: | ---: | ---: |
+    | hopper | 500,000 | 46.0 % | 30.0 GB |
+    | cudnn | not installed | - | - |
+    <BLANKLINE>
+    missed 50 % MFU: 46.0 %
+    """
+    lines = [markdown_row(["attention", "tokens a second", "MFU", "memory"]), markdown_row(["---", *["---:"] * 3])]
+    for name, f in found.items():
+        cells = (
+            [f, "-", "-"]
+            if isinstance(f, str)
+            else [f"{f.tokens:,.0f}", f"{f.mfu:.1%}", f"{f.peak_bytes / 1e9:.1f} GB"]
+        )
+        lines.append(markdown_row([name, *(cell.replace("%", " %") for cell in cells)]))
+    best = max((f.mfu for f in found.values() if not isinstance(f, str)), default=0.0)
+    return "\n".join([*lines, "", f"{'met   ' if best >= 0.5 else 'missed'} 50 % MFU: {100 * best:.1f} %"])
+
+
 def as_json(results: Results) -> dict:
     """All of it, as what JSON can hold."""
     cases = {}

@@ -5,7 +5,8 @@
 Trains on this machine's CPU, in float32, the contenders taking turns; nothing else should run meanwhile.
 PyTorch takes part where it is installed. The case `startup` is the time to the help and to the first step,
 compilation and memory; the case `sweep` is 64 runs as one sweep, as 64 processes and as a Python loop; the case
-`meshes` is what dividing a step over several devices takes, and what they send each other.
+`meshes` is what dividing a step over several devices takes, and what they send each other. The case `gpt2`, only where
+it is asked for, is GPT-2's training on a GPU or TPU.
 """
 
 import json
@@ -28,9 +29,11 @@ def show(line: str) -> None:
 
 def main() -> None:
     from deeplearn import files
-    from deeplearn.benchmark import cases, machine, meshes, report, startup, sweeps, timing
+    from deeplearn.benchmark import cases, gpt2, machine, meshes, report, startup, sweeps, timing
 
-    names = cases.select(CASES.value, [*cases.CASES, "startup", "sweep", "meshes"])
+    everywhere = [*cases.CASES, "startup", "sweep", "meshes"]
+    names = cases.select(CASES.value, [*everywhere, "gpt2"]) if CASES.value else everywhere
+    accelerated = gpt2.implementations() if "gpt2" in names else ()
     output = OUTPUT.value and Path(OUTPUT.value)
     described = {"machine": machine.describe(), "rounds": ROUNDS.value, "seconds": SECONDS.value}
     if output:
@@ -46,16 +49,18 @@ def main() -> None:
     started = startup.measure(show) if "startup" in names else {}
     swept = {name: sweeps.measure(name, show) for name in sweeps.WORKLOADS} if "sweep" in names else {}
     divided = meshes.measure(ROUNDS.value, SECONDS.value, show) if "meshes" in names else {}
+    scaled = gpt2.measure(accelerated, ROUNDS.value, SECONDS.value, show)
     show("")
     blocks = [report.machine_line(described["machine"])]
     blocks += [report.markdown(results), report.verdicts(results)] if results else []
     blocks += [report.startup_markdown(started)] if started else []
     blocks += [report.sweeps_markdown(swept)] if swept else []
     blocks += [report.meshes_markdown(divided)] if divided else []
+    blocks += [report.gpt2_markdown(scaled)] if scaled else []
     print("\n\n".join(filter(None, blocks)))
     if output:
         content = {**described, **report.as_json(results), "startup": started}
-        for name, found in (("sweep", swept), ("meshes", divided)):
-            content[name] = {each: figures._asdict() for each, figures in found.items()}
+        for name, found in (("sweep", swept), ("meshes", divided), ("gpt2", scaled)):
+            content[name] = {each: f if isinstance(f, str) else f._asdict() for each, f in found.items()}
         with files.replacing(output) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")

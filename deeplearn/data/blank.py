@@ -23,7 +23,7 @@ IMAGES = {
 }
 # Characters that there are, and in the three splits.
 TEXTS = {"tiny_shakespeare": (65, (1_003_854, 55_770, 55_770))}
-CORPUS = 2**30  # examples of a text in other tokens, which stands for one that is too large to be held
+CORPUS = 2**20  # examples of a text in other tokens, which stands for one that is not held in memory
 
 _instead: ContextVar[bool] = ContextVar("blank", default=False)
 

@@ -47,6 +47,26 @@ CHIPS = {
 }
 
 
+# What JAX calls a device of each.
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "TPU7x",
+    "NVIDIA H200": "h200",
+}
+
+
+def of_kind(kind: str) -> Chip | None:
+    """The chip that JAX calls so, None if its peaks are not known here.
+
+    >>> of_kind("TPU v5 lite").flops
+    197000000000000.0
+    """
+    return CHIPS[KINDS[kind]] if kind in KINDS else None
+
+
 class Topology(NamedTuple):
     """A machine by name, such as `v5p:4x4x8`: its devices, with which programs can be compiled, and their peaks."""
 

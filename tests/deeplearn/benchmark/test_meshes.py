@@ -3,6 +3,7 @@
 import pytest
 
 from deeplearn.benchmark import meshes
+from deeplearn.parallel.mesh import AXES
 
 
 @pytest.mark.slow
@@ -27,7 +28,12 @@ def test_a_small_measurement(monkeypatch):
 
 @pytest.mark.parametrize(
     "mesh, elements",
-    [("data:4", 2 * 1000 * 3 / 4), ("fsdp:2", 3 * 1000 / 2), ("tensor:2", 4 * 2 * (2 * 8 * 16) * 3 / 2)],
+    [
+        ("data:4", 2 * 1000 * 3 / 4),
+        ("fsdp:2", 3 * 1000 / 2),
+        ("tensor:2", 4 * 2 * (2 * 8 * 16) * 3 / 2),
+        ("sequence:4", 2 * 1000 * 3 / 4 + (2 * 8 * 16) * 3 / 4 * 2 * 10),
+    ],
 )
 def test_the_formulas(mesh, elements):
     assert meshes.theory(mesh, parameters=1000, batch=2, length=8, width=16, depth=3) == 4 * elements
@@ -36,4 +42,4 @@ def test_the_formulas(mesh, elements):
 def test_every_mesh_has_an_axis():
     for mesh in meshes.MESHES:
         axis, n = meshes.parts(mesh)
-        assert axis in ("data", "fsdp", "tensor") and 1 < n <= meshes.DEVICES
+        assert axis in AXES and 1 < n <= meshes.DEVICES

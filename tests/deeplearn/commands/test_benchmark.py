@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-OTHERS = ("startup", "sweep", "meshes")  # what is measured only where it is asked for
+OTHERS = ("startup", "sweep", "meshes", "gpt2")  # what is measured only where it is asked for
 
 
 def benchmark(*arguments):
@@ -46,6 +46,7 @@ def test_the_figures_are_written(measured):
         (["--cases=lstn"], "error: unknown case 'lstn'; did you mean lstm?"),
         (["--cases=lstm", "--output=/nowhere/x.json"], "error: cannot write /nowhere/x.json"),
         (["--rounds=0"], "error: flag --rounds=0"),
+        (["--cases=gpt2"], "error: gpt2 is measured on a GPU or a TPU, and JAX finds only a cpu"),
     ],
 )
 def test_mistakes_give_one_line(arguments, message):

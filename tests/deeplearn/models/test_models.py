@@ -127,6 +127,7 @@ def test_remat_changes_nothing_but_memory(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_vmap_over_parameters_is_a_loop(name):
+    """Up to rounding of the largest: of a scale before another batch norm, a gradient is what cancels of such."""
     model, params, state, x = setup(name)
 
     def gradient(params, state):
@@ -137,8 +138,11 @@ def test_vmap_over_parameters_is_a_loop(name):
     gradient = jit(gradient)
     for i in range(2):
         expected = gradient(*jax.tree.map(lambda leaf, i=i: leaf[i], lanes))
+        least = 1e-6 + 3e-7 * max(np.abs(b).max() for b in jax.tree.leaves(expected))
         jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + 1e-6),
+            lambda a, b, i=i, least=least: np.testing.assert_allclose(
+                a[i], b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + least
+            ),
             found,
             expected,
         )
