@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from kernels.convolution.windows import Geometry, Pair, taps
 from kernels.convolution.xla import phases
 from kernels.fusion import apart
 
-TERMS = 8  # columns summed in one loop; with 16, XLA makes loops that take fifteen times as long
+TERMS = 8  # columns summed in one loop
+TAPS = 9  # of a kernel, summed in one loop; 49 take twenty times as long as seven times 7
 
 
 def forward(geometry: Geometry, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -27,18 +29,27 @@ def input_gradient(geometry: Geometry, dy: jax.Array, w: jax.Array, size: Pair) 
 def weight_gradient(geometry: Geometry, x: jax.Array, dy: jax.Array, kernel: Pair) -> jax.Array:
     """Sums over pixels a few terms at a time: XLA's own sum over many rows is ten times slower."""
     x = jnp.repeat(x, dy.shape[3] // geometry.groups, axis=3)
-    sums = lambda x, dy: jnp.stack([_sum(tap, dy) for _, tap in taps(x, kernel, geometry)])  # noqa: E731
+
+    def sums(x, dy):
+        views = [view for _, view in taps(x, kernel, geometry)]
+        return jnp.stack([s for i in range(0, len(views), TAPS) for s in _sums(views[i : i + TAPS], dy)])
+
     return apart(sums, x, dy).sum(1).reshape(*kernel, 1, -1)  # (kh kw, N, K) to (kh, kw, 1, K)
 
 
-def _sum(tap, dy):
-    """The products of (N, H', W', K), summed over the pixels of each image: (N, K)."""
-    images, _, width, channels = dy.shape
+def _sums(views, dy):
+    """Of each view, its products with dy (N, H', W', K), summed over the pixels of each image: (N, K)."""
+    images, height, width, channels = dy.shape
     whole = width - width % TERMS
-    blocks = [tap[:, :, w:whole:TERMS] * dy[:, :, w:whole:TERMS] for w in range(TERMS)] if whole else []
-    rest = [tap[:, :, w : w + 1] * dy[:, :, w : w + 1] for w in range(whole, width)]
-    parts = [sum(terms[1:], terms[0]) for terms in (blocks, rest) if terms]
-    return sum(_all(part.reshape(images, -1, channels)) for part in parts)
+    parts = []
+    for start, stop in ((0, whole), (whole, width)):
+        if terms := min(TERMS, stop - start):
+            blocks = (images, height, -1, terms, channels)
+            products = [(view[:, :, start:stop] * dy[:, :, start:stop]).reshape(blocks) for view in views]
+            # One reduction of many operands is one loop, which reads dy once.
+            zeros = [jnp.zeros((), dy.dtype)] * len(views)
+            parts.append(lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (3,)))
+    return [sum(_all(part.reshape(images, -1, channels)) for part in each) for each in zip(*parts, strict=True)]
 
 
 def _all(a):
