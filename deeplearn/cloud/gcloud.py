@@ -30,11 +30,25 @@ RUNTIMES = {
     "v2-": "tpu-ubuntu2204-base",
 }
 
+# A machine that is taken away hangs up on nobody: ssh has to ask whether it is there, or waits for hours.
+ALIVE = ("-oConnectTimeout=30", "-oServerAliveInterval=15")
+
+# What gcloud says of troubles that pass, whatever it advises.
+PASSING = r"per minute|Max retries exceeded|internal_failure"
+
 # What gcloud says, and what to do about it; the first that fits. An unknown zone is reported as one without permission.
 REFUSALS = (
     (
         r"[Pp]ermission denied on '?locations/|[Ii]nvalid (?:value for )?zone|zone.* (?:was )?not found",
         "this project has no zone {zone} with TPUs; `gcloud compute tpus locations list` shows those there are",
+    ),
+    (
+        r"queued-resources\.create\).*(?:NOT_FOUND|not found)",
+        "correct --accelerator, --runtime or what --create names",
+    ),
+    (
+        r"not present in the SSH agent",
+        "gcloud's key has to be with the ssh-agent that runs here; `ssh-add ~/.ssh/google_compute_engine`",
     ),
     (
         r"gcloud auth login|active account|[Rr]eauthenticat|invalid_grant|UNAUTHENTICATED",
@@ -149,23 +163,29 @@ def node(tpu: Tpu) -> list[str]:
 
 def ssh(tpu: Tpu, command: str) -> list[str]:
     """Run a shell's command on every worker at once."""
-    return [*NODES, "ssh", tpu.name, "--worker=all", f"--command={command}", *_at(tpu)]
+    flags = [f"--ssh-flag={flag}" for flag in ALIVE]
+    return [*NODES, "ssh", tpu.name, "--worker=all", f"--command={command}", *flags, *_at(tpu)]
 
 
 def scp(tpu: Tpu, source: str, name: str) -> list[str]:
     """Copy a file to every worker's home directory, under a name."""
-    return [*NODES, "scp", source, f"{tpu.name}:{name}", "--worker=all", *_at(tpu)]
+    flags = [f"--scp-flag={flag}" for flag in ALIVE]
+    return [*NODES, "scp", source, f"{tpu.name}:{name}", "--worker=all", *flags, *_at(tpu)]
 
 
-def read_state(text: str) -> tuple[str, str]:
-    """The state and the accelerator's type in the answer to `describe`, empty if it names none.
+def read_state(text: str) -> tuple[str, str, str]:
+    """The state, why it failed, and the accelerator's type in the answer to `describe`; empty if it names none.
 
     >>> read_state('{"state": {"state": "ACTIVE"}, "tpu": {"nodeSpec": [{"node": {"acceleratorType": "v4-8"}}]}}')
-    ('ACTIVE', 'v4-8')
+    ('ACTIVE', '', 'v4-8')
+    >>> read_state('{"state": {"state": "FAILED", "failedData": {"error": {"code": 8, "message": "no quota"}}}}')
+    ('FAILED', 'no quota', '')
     """
     resource = json.loads(text)
+    state = resource.get("state", {})
+    why = " ".join(state.get("failedData", {}).get("error", {}).get("message", "").split())
     nodes = resource.get("tpu", {}).get("nodeSpec") or [{}]
-    return resource.get("state", {}).get("state", ""), nodes[0].get("node", {}).get("acceleratorType", "")
+    return state.get("state", ""), why, nodes[0].get("node", {}).get("acceleratorType", "")
 
 
 def failure(tpu: Tpu, text: str) -> Exception:
@@ -176,9 +196,14 @@ def failure(tpu: Tpu, text: str) -> Exception:
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("SSH:", "#####"))]
     own = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]  # before that, a worker's words
+    if any(line.endswith("worker.sh: No such file or directory") for line in lines):
+        return UserError(f"nothing is installed on {tpu.name} yet; --do=install does it")
     if not own:
         return Failed(lines[-1][:300] if lines else "it said nothing")
     said, text = lines[own[0]][:300], "\n".join(lines[own[0] :])
+    text = re.sub(r"'projects/[^']*'", "", text)  # names, which may hold any of the words
+    if re.search(PASSING, text):
+        return Failed(said)
     for pattern, remedy in REFUSALS:
         if re.search(pattern, text):
             return UserError(f"{remedy.format(name=tpu.name, zone=tpu.zone)} (gcloud: {said})")
@@ -188,7 +213,7 @@ def failure(tpu: Tpu, text: str) -> Exception:
 def call(argv: Sequence[str], explain: Callable[[str], Exception]) -> str:
     """Run a command line, and return what it printed; when it fails, raise what `explain` makes of its words."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise UserError(f"{argv[0]} is not on the PATH; {INSTALL[argv[0]]}") from error
     if done.returncode:

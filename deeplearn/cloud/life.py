@@ -93,30 +93,26 @@ def status(tpu: gcloud.Tpu) -> list[str]:
     return gcloud.ssh(tpu, f'{WORKER} status 2> /dev/null || echo "worker $(hostname) new"')
 
 
-def log(tpu: gcloud.Tpu) -> list[str]:
-    """The end of every worker's log."""
-    return gcloud.ssh(tpu, f"{WORKER} log")
+def tell(tpu: gcloud.Tpu, verb: str) -> list[str]:
+    """`log`: show the end of every worker's log; `stop`: end the command on every worker, after it has saved."""
+    return gcloud.ssh(tpu, f"{WORKER} {verb}")
 
 
-def stop(tpu: gcloud.Tpu) -> list[str]:
-    """End the command on every worker, after it has saved."""
-    return gcloud.ssh(tpu, f"{WORKER} stop")
-
-
-def steps(do: str, tpu: gcloud.Tpu, command: Sequence[str]) -> list[list[str]]:
-    """The command lines of a verb; for `run`, those of a life without trouble."""
+def steps(do: str, tpu: gcloud.Tpu, command: Sequence[str], keep: bool = False) -> list[list[str]]:
+    """The command lines of a verb; for `run`, those of a life without trouble, to the deletion unless `keep`."""
     looks = [gcloud.describe(tpu), status(tpu)]
     made = {
         "create": lambda: [gcloud.create(tpu)],
         "install": lambda: [*pack(tpu), *install(tpu)],
         "start": lambda: [start(tpu, command)],
         "watch": lambda: looks,
-        "stop": lambda: [stop(tpu)],
+        "stop": lambda: [tell(tpu, "stop")],
         "delete": lambda: [gcloud.delete(tpu)],
     }
     if do in made:
         return made[do]()
-    return [*pack(tpu), gcloud.create(tpu), *install(tpu), start(tpu, command), *looks, gcloud.delete(tpu)]
+    end = [] if keep else [gcloud.delete(tpu)]
+    return [*pack(tpu), gcloud.create(tpu), *install(tpu), start(tpu, command), *looks, *end]
 
 
 def workers(text: str) -> list[tuple[str, str, str]]:
@@ -158,14 +154,14 @@ def look(tpu: gcloud.Tpu) -> Look:
       UserError: it is another kind of TPU; or as `gcloud.call`.
       gcloud.Failed: it cannot be seen now.
     """
-    state, kind = gcloud.read_state(_seen(tpu, gcloud.describe(tpu), '{"state": {"state": "ABSENT"}}'))
+    state, why, kind = gcloud.read_state(_seen(tpu, gcloud.describe(tpu), '{"state": {"state": "ABSENT"}}'))
     if tpu.accelerator and kind and kind != tpu.accelerator:
         raise UserError(
             f"{tpu.name} in {tpu.zone} is there already and is a {kind}, not a {tpu.accelerator}; choose another --name"
         )
     action = ACTIONS.get(state, "wait")
     if action != "look":
-        return Look(action, state, state)
+        return Look(action, f"{state}: {why}" if why else state, state)
     try:
         found = workers(gcloud.call(status(tpu), explain(tpu)))
     except gcloud.Failed:
@@ -221,7 +217,7 @@ def follow(
       command: what every worker runs; the bundle is there already (`pack`).
       times: how patient to be.
       say: gets a line for people when there is something new.
-      repair: False: only watch, and return the first action that would be needed.
+      repair: begin anew also what had ended before; False: only watch, and return the first action that is needed.
 
     Returns:
       One of ENDS; without `repair`, any action but "wait".
@@ -230,20 +226,22 @@ def follow(
       UserError: what only the user can put right, and more failures than `times.retries`. The TPU is left as it is.
     """
     lost = failed = 0  # TPUs or commands altogether; command lines in a row
-    idle = installs = 0  # losses and installations since the command last ran
-    before = Look("", "", "")
+    idle = installs = 0  # losses since the command last ran; installations in a row that failed
+    before, earlier = Look("", "", ""), repair  # whether what has ended ended before anybody looked
     while True:
         try:
             now = look(tpu)
             if now.said != before.said:
                 say(now.said)
-            again, before = now.action == before.action, now
+            if earlier and now.action in ENDS:
+                now = now._replace(action="install")
+            again, before, earlier = now.action == before.action, now, False
             if now.action in TWICE and not again:
                 times.sleep(times.every)
             elif now.action in ENDS or (now.action != "wait" and not repair):
                 return now.action
             elif now.action == "wait":
-                idle, installs = (0, 0) if now.state == "ACTIVE" else (idle, installs)
+                idle = 0 if now.state == "ACTIVE" else idle
                 times.sleep(times.every)
             elif now.action == "create":
                 carry_out(tpu, [gcloud.create(tpu)])
@@ -251,6 +249,7 @@ def follow(
                 installs += 1
                 say("installing on every worker")
                 carry_out(tpu, [*install(tpu), start(tpu, command)])
+                installs = 0
             else:
                 lost, idle, installs, before = lost + 1, idle + 1, 0, Look("", "", now.state)
                 if lost > times.retries:
@@ -278,7 +277,7 @@ def left(tpu: gcloud.Tpu, why: str) -> UserError:
 def last_words(tpu: gcloud.Tpu) -> str:
     """The end of every worker's log, or why it cannot be read."""
     try:
-        return carry_out(tpu, [log(tpu)])
+        return carry_out(tpu, [tell(tpu, "log")])
     except gcloud.Failed as error:
         return f"the workers' logs cannot be read: {error}\n"
 
@@ -294,7 +293,7 @@ def finish(tpu: gcloud.Tpu, times: Times, say: Callable[[str], None]) -> None:
             return
         except gcloud.Missing:
             return
-        except gcloud.Failed as error:
+        except (gcloud.Failed, UserError) as error:  # what only the user can put right too: it costs until then
             say(f"will try again: {error}")
             times.sleep(pause(count, times.every))
     raise UserError(f"cannot delete {tpu.name}, which goes on costing; delete it: {shlex.join(gcloud.delete(tpu))}")

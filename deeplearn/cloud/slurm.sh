@@ -23,11 +23,12 @@ cd "$SLURM_SUBMIT_DIR" # the project, with its environment in .venv
 
 # One process a node, which has all of its GPUs. JAX finds the others by what srun puts in each one's environment
 # (SLURM_JOB_ID, SLURM_STEP_NODELIST, SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID); the port follows from the job's
-# number. --kill-on-bad-exit: when one fails, the others would wait for it for ever.
+# number. --kill-on-bad-exit: when one fails, the others would wait for it for ever. --cpus-per-task: srun no longer
+# takes it from the job. scancel, as srun makes SIGKILL of a SIGTERM of its own.
 stopped=
 status=0
-trap 'stopped=1; kill -TERM "$!"' USR1
-srun --kill-on-bad-exit=1 .venv/bin/python -m deeplearn "$@" &
+trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" .venv/bin/python -m deeplearn "$@" &
 step=$!
 wait "$step" || status=$?
 if [ -n "$stopped" ]; then

@@ -5,11 +5,10 @@ set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 place=${HOME:-/tmp}/deeplearn-run # the command's lock, log and exit status
-mkdir -p "$place"
 
-# The lock is the command's for as long as it lives, and the kernel frees it however it ends. Whoever asks holds it for
+# The lock is the command's for as long as it lives, and the kernel frees it however it ends. Whoever asks shares it for
 # an instant, for which a command that begins waits.
-running() { ! flock --nonblock "$place/lock" true; }
+running() { ! flock --shared --nonblock "$place/lock" true; }
 
 # uv brings a Python that is new enough; those of the images are not. The lock file first, then what it leaves out.
 install() {
@@ -25,13 +24,14 @@ run() {
   trap 'stopped=143; kill -TERM "$!"' TERM
   "$@" &
   wait "$!" && code=0 || code=$?
-  if [ -n "${stopped:-}" ]; then wait "$!" || true; fi
+  while kill -0 "$!" 2> /dev/null; do wait "$!" || true; done # a signal ends a wait, and may come again
   exit "${stopped:-$code}"
 }
 
 # Outlives the connection. A machine that is shut down sends SIGTERM, after which a run saves and ends as if it were
 # done: the shell beside it notes that it was not.
 start() {
+  mkdir -p "$place"
   if running; then stop; fi
   rm -f "$place/exit" "$place/asked" "$place/group"
   cd "$project"
@@ -42,7 +42,10 @@ start() {
     "${@:2}"; code=$?
     echo "${stopped:-$code}" > "$1/exit.new" && mv "$1/exit.new" "$1/exit"
   ' bash "$place" env PATH="$project/.venv/bin:$PATH" PYTHONUNBUFFERED=1 "$@" >> "$place/log" 2>&1 < /dev/null
-  until [ -e "$place/exit" ] || { [ -s "$place/group" ] && running; }; do sleep 0.1; done
+  for _ in $(seq 700); do # longer than flock waits; what has not begun by then is lost
+    if [ -e "$place/exit" ] || { [ -s "$place/group" ] && running; }; then break; fi
+    sleep 0.1
+  done
   touch "$place/started"
 }
 
@@ -62,6 +65,7 @@ log() { tail -n 30 "$place/log"; }
 
 # A run saves and ends; what does not within a minute is killed.
 stop() {
+  mkdir -p "$place"
   touch "$place/asked"
   for signal in TERM KILL; do
     if running; then kill "-$signal" -- "-$(cat "$place/group")" || true; fi

@@ -5,9 +5,11 @@
 
 run is the whole life: it asks for the TPU, waits, installs the last commit on every worker, starts the command there,
 shows how it goes, asks for another TPU when this one is taken away, and deletes it at the end. The other verbs are its
-parts: create, install, start, watch, stop, delete. The same command goes on wherever this one was stopped.
+parts: create, install, start, watch, stop, delete. The same command goes on wherever this one was stopped, and begins
+again, with the last commit, what has ended on a TPU that was kept.
 """
 
+import re
 import shlex
 import sys
 
@@ -26,8 +28,12 @@ CREATE = flags.DEFINE_multi_string(
 )
 COMMAND = flags.DEFINE_string("command", "", "what every worker runs: what stands behind `python -m deeplearn`")
 ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE in the command's environment; may be given several times")
-RETRIES = flags.DEFINE_integer("retries", 50, "how often a TPU is replaced, and how many tries in a row may fail")
-EVERY = flags.DEFINE_float("every", 30.0, "seconds between two looks; after failures, twice as long each time")
+RETRIES = flags.DEFINE_integer(
+    "retries", 50, "how often a TPU is replaced, and how many tries in a row may fail", lower_bound=0
+)
+EVERY = flags.DEFINE_float(
+    "every", 30.0, "seconds between two looks; after failures, twice as long each time", lower_bound=0
+)
 KEEP = flags.DEFINE_bool("keep", False, "leave the TPU when the command has ended")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the command lines in place of running them")
 flags.mark_flags_as_required(["do", "name", "zone"])
@@ -72,11 +78,13 @@ def main() -> int:
     do = DO.value
     if do not in VERBS:
         raise unknown("verb of --do", do, VERBS)
+    if not re.fullmatch(r"[A-Za-z0-9_.~+%][A-Za-z0-9_.~+%-]*", NAME.value):  # the TPU API's, v2
+        raise UserError(f"--name={NAME.value} is none that a TPU may have: letters, digits and -, as in mnist-2")
     tpu = gcloud.Tpu(
         NAME.value, ZONE.value, ACCELERATOR.value, RUNTIME.value, PROJECT.value, SPOT.value, tuple(CREATE.value)
     )
     command = on_workers() if do in ("run", "start") else []
-    lines = life.steps(do, tpu, command)
+    lines = life.steps(do, tpu, command, KEEP.value)
     if DRY_RUN.value:
         print("\n".join(map(shlex.join, lines)))
         return 0

@@ -70,13 +70,17 @@ def digest(files: list[Path]) -> str:
 def check_shared(workdir: Path) -> None:
     """Refuse a workdir that is not, on every process, the directory in which process 0 has just written a manifest."""
     from deeplearn.errors import UserError
-    from deeplearn.parallel import processes
+    from deeplearn.parallel import processes, wire
     from deeplearn.training import manifest
 
     processes.gathered(None)  # before that process 0 may still be writing
     here = manifest.read(workdir) if manifest.exists(workdir) else None
-    if here != processes.decided(here):
-        raise UserError(f"{workdir} is not the directory that process 0 has; choose a --workdir that all of them share")
+    shared = processes.gathered(here == processes.decided(here))
+    if others := [rank for rank, same in enumerate(shared) if not same]:
+        raise UserError(
+            f"{workdir} is another directory on {wire.named(others)} than on process 0; "
+            "choose a --workdir that all of them share"
+        )
 
 
 def alone(command: str) -> None:

@@ -63,6 +63,8 @@ def train(experiment, workdir: Path) -> None:
     if main and compiled.mesh.size > 1:
         print(program.placed(compiled), file=sys.stderr)
     with contextlib.ExitStack() as stack:
+        # To the end: machines that are taken away get their signals one after another, the last while others save.
+        signalled = stack.enter_context(loop.stop_signals())
         manager = checkpoints.open(workdir / "checkpoints", mode="max")
         stack.callback(checkpoints.close, manager)
         restored = checkpoints.restore_latest(manager, compiled.abstract)
@@ -94,7 +96,9 @@ def train(experiment, workdir: Path) -> None:
             log.flush()  # a run goes on from here, and these lines must not be missing then
             return checkpoints.save(manager, step, state, progress._asdict(), score)
 
-        state, progress, reason = loop.train(experiment, compiled, state, progress, loop.Hooks(write, save, tick))
+        hooks = loop.Hooks(write, save, tick)
+        state, progress, reason = loop.train(experiment, compiled, state, progress, hooks, signalled)
+        checkpoints.wait(manager)
         if reason == "signal":
             bar.close()
             again = shlex.join(["python", "-m", "deeplearn", *sys.argv[1:]])

@@ -6,6 +6,7 @@ Process 0 writes, prints and decides; the others compute, and say nothing but er
 
 import contextlib
 import os
+import socket
 import time
 import traceback
 import warnings
@@ -29,7 +30,7 @@ class Place(NamedTuple):
     Fields:
       coordinator: HOST:PORT of process 0.
       count, rank: how many there are, and which this is.
-      local_devices: the accelerators of this machine that are this process's; None: all.
+      local_devices: the accelerators that are this process's where others share its machine; None: all.
     """
 
     coordinator: str
@@ -100,7 +101,7 @@ def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> 
             place.coordinator,
             place.count,
             place.rank,
-            place.local_devices,
+            _own_devices(place, wires.gathered(_wire, socket.gethostname())),
             cluster_detection_method="deactivate",
             initialization_timeout=int(timeout) + 1,
             shutdown_timeout_seconds=30,
@@ -115,6 +116,18 @@ def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> 
         time.sleep(wires.GRACE)  # a lost process makes collectives fail, and the wire will have said so by then
         traceback.print_exc()
         wires.end(_wire, 1, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _own_devices(place: Place, machines: list[str]) -> list[int] | None:
+    """The accelerators for a process, by the names of all processes' machines: of a machine it has to itself, all.
+
+    JAX's detection takes one for each process of SLURM and of Open MPI, the first where there is one process a machine.
+
+    >>> place = Place("a:1", 2, 1, local_devices=[0])
+    >>> _own_devices(place, ["a", "b"]), _own_devices(place, ["b", "b"])
+    (None, [0])
+    """
+    return place.local_devices if machines.count(machines[place.rank]) > 1 else None
 
 
 def gathered(value: Any) -> list[Any]:

@@ -192,7 +192,9 @@ def _arrive(host: str, port: int, rank: int, fields: dict, timeout: float) -> so
     while True:
         try:
             peer = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1))
-            break
+            if peer.getsockname() != peer.getpeername():
+                break
+            peer.close()  # with a port of this very machine, where nobody listens, a kernel may connect it to itself
         except OSError as error:  # not there yet, or the name is not known yet
             if time.monotonic() > deadline:
                 cause = error.strerror or error

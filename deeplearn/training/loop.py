@@ -68,7 +68,10 @@ class Clock:
 
 @contextmanager
 def stop_signals():
-    """A threading.Event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts as usual."""
+    """A threading.Event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts as usual.
+
+    Once it is set SIGTERM stays without effect: whoever is told to end again is ending.
+    """
     event = threading.Event()
 
     def handler(number, frame):
@@ -84,6 +87,8 @@ def stop_signals():
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+        if event.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def next_stop(experiment: Experiment, step: int) -> int:
@@ -130,48 +135,52 @@ def kept(step: int) -> str:
     return f"the checkpoint of step {step} is kept" if step else "nothing was saved yet"
 
 
-def train(experiment: Experiment, program, state, progress: Progress, hooks: Hooks) -> tuple[Any, Progress, str]:
+def train(
+    experiment: Experiment, program, state, progress: Progress, hooks: Hooks, signalled: threading.Event
+) -> tuple[Any, Progress, str]:
     """Run from `state` to the end of the budget, or of patience ("early"), or to a signal to any of the processes.
+
+    `signalled`: from `stop_signals`; set on every process when it was on one.
 
     Returns the state, the progress, and why it ended: "done", "early" or "signal". Raises Diverged, before anything of
     the spoilt state is saved, when a loss or a gradient is not finite.
     """
     clock = Clock(progress.seconds)
     step, saved = int(state.step), int(state.step)
-    with stop_signals() as signalled:
-        while not finished(experiment, step, progress):
-            stop = next_stop(experiment, step)
-            with clock.running():
-                data = program.feed.data(step, stop - step)
-                state, metrics = program.chunk(state, data, stop - step)
-                metrics = jax.device_get(metrics)
-            record = {name: float(value) for name, value in metrics.items()}
-            if not all(math.isfinite(value) for value in record.values()):
-                raise Diverged(
-                    f"the loss is not finite between steps {step} and {stop}; {kept(saved)}: "
-                    "a lower --config.learning_rate or --config.clip_norm=1 may help"
-                )
-            step, progress = stop, progress._replace(seconds=clock.seconds)
-            record |= {"learning_rate": float(current_learning_rate(state.opt_state)), "seconds": clock.seconds}
-            hooks.tick(step, record)
+    while not finished(experiment, step, progress):
+        stop = next_stop(experiment, step)
+        with clock.running():
+            data = program.feed.data(step, stop - step)
+            state, metrics = program.chunk(state, data, stop - step)
+            metrics = jax.device_get(metrics)
+        record = {name: float(value) for name, value in metrics.items()}
+        if not all(math.isfinite(value) for value in record.values()):
+            raise Diverged(
+                f"the loss is not finite between steps {step} and {stop}; {kept(saved)}: "
+                "a lower --config.learning_rate or --config.clip_norm=1 may help"
+            )
+        step, progress = stop, progress._replace(seconds=clock.seconds)
+        record |= {"learning_rate": float(current_learning_rate(state.opt_state)), "seconds": clock.seconds}
+        hooks.tick(step, record)
 
-            due = step % experiment.checkpoint_every == 0 or step == experiment.steps
-            if step % experiment.eval_every == 0 or step == experiment.steps:
-                values = jax.device_get(program.evaluate(state, "validation"))
-                goal = monitored(experiment.target, values)
-                progress = judge(goal, progress, step, values)
-                due |= progress.best_step == step
-                record |= {f"validation/{name}": value for name, value in scalars(values).items()}
-            hooks.log(step, record)
-            done = finished(experiment, step, progress)
-            stopped = any(processes.gathered(signalled.is_set()))  # by a signal to any process, for all at this step
-            if due or done or stopped:
-                score = None
-                if progress.best_step == step:
-                    score = progress.best if goal.rises else -progress.best
-                if not hooks.save(step, state, progress, score):
-                    raise Diverged(f"a parameter is not finite at step {step}; {kept(saved)}")
-                saved = step
-            if stopped and not done:
-                return state, progress, "signal"
+        due = step % experiment.checkpoint_every == 0 or step == experiment.steps
+        if step % experiment.eval_every == 0 or step == experiment.steps:
+            values = jax.device_get(program.evaluate(state, "validation"))
+            goal = monitored(experiment.target, values)
+            progress = judge(goal, progress, step, values)
+            due |= progress.best_step == step
+            record |= {f"validation/{name}": value for name, value in scalars(values).items()}
+        hooks.log(step, record)
+        done = finished(experiment, step, progress)
+        stopped = any(processes.gathered(signalled.is_set()))  # by a signal to any process, for all at this step
+        if due or done or stopped:
+            score = None
+            if progress.best_step == step:
+                score = progress.best if goal.rises else -progress.best
+            if not hooks.save(step, state, progress, score):
+                raise Diverged(f"a parameter is not finite at step {step}; {kept(saved)}")
+            saved = step
+        if stopped and not done:
+            signalled.set()
+            return state, progress, "signal"
     return state, progress, "done" if step >= experiment.steps else "early"

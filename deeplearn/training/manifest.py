@@ -133,16 +133,16 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            pid = file.read()
-            raise UserError(
-                f"process {pid} is at work in {workdir}; wait for it, stop it with `kill {pid}`, "
-                "or choose another --workdir"
-            ) from error
-        with writing(path):
+        with writing(path):  # disks that many machines see need not have locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                pid = file.read()
+                raise UserError(
+                    f"process {pid} is at work in {workdir}; wait for it, stop it with `kill {pid}`, "
+                    "or choose another --workdir"
+                ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

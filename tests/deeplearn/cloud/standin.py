@@ -3,6 +3,7 @@
 import json
 
 # An answer is [exit status, standard output, standard error]; of each kind they come in order, and the last one stays.
+# In the output "\udcff" is the byte 255.
 STAND_IN = """#!{python} -IS
 import json, pathlib, re, sys
 here, argv = pathlib.Path({folder!r}), sys.argv[1:]
@@ -17,7 +18,7 @@ with open(here / "calls", "a") as file:
 answers = json.loads((here / "answers").read_text()).get(kind, [[0, "", ""]])
 count = sum(json.loads(call)[0] == kind for call in (here / "calls").read_text().splitlines())
 status, out, err = answers[min(count, len(answers)) - 1]
-sys.stdout.write(out)
+sys.stdout.buffer.write(out.encode(errors="surrogateescape"))
 sys.stderr.write(err)
 sys.exit(status)
 """
@@ -32,10 +33,10 @@ def says(text):
     return [0, text, ""]
 
 
-def state(name, kind="v5litepod-16"):
+def state(name, kind="v5litepod-16", **more):
     """The answer to `describe`."""
     node = {"node": {"acceleratorType": kind}, "nodeId": "mnist"}
-    return says(json.dumps({"name": "mnist", "state": {"state": name}, "tpu": {"nodeSpec": [node]}}))
+    return says(json.dumps({"name": "mnist", "state": {"state": name, **more}, "tpu": {"nodeSpec": [node]}}))
 
 
 def workers(*states):

@@ -1,12 +1,14 @@
-"""The scripts and the examples for SLURM and Kubernetes, by what checkers there are."""
+"""The scripts, gcloud's command lines, and the examples for SLURM and Kubernetes, by what checkers there are."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 
 import pytest
 
-from deeplearn.cloud import life
+from deeplearn.cloud import gcloud, life
 
 HERE = life.ROOT / "deeplearn" / "cloud"
 SCRIPTS = ["slurm.sh", "worker.sh"]
@@ -33,19 +35,46 @@ def test_shellcheck_finds_nothing(name):
     check("shellcheck", HERE / name)
 
 
+@needs("gcloud")
+def test_gcloud_has_every_flag(tmp_path):
+    """By its own parser, which asks nobody."""
+    tpu = gcloud.Tpu("mnist", "us-west4-a", "v5litepod-16", project="p", spot=True, create=("--network=n",))
+    lines = [*life.steps("run", tpu, ["env", "A=b", "python"]), gcloud.node(tpu), life.tell(tpu, "stop")]
+    lines = [[word for word in line if word != "--quiet"] for line in lines]  # in which it looks for a value
+    commands = [{"command_string": shlex.join(line)} for line in lines if line[0] == "gcloud"]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    alone = {"CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1", "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK": "1"}
+    environment = {**os.environ, **alone, "CLOUDSDK_CONFIG": str(tmp_path)}
+    line = ["gcloud", "meta", "lint-gcloud-commands"]
+    if subprocess.run([*line, "--help"], capture_output=True, env=environment).returncode:
+        pytest.skip("an SDK without the checker")
+    found = json.loads(check(*line, f"--commands-file={tmp_path / 'commands.json'}", env=environment))
+    assert len(found) == len(commands) and not [line["error_message"] for line in found if not line["success"]]
+
+
 @needs("sbatch")
 def test_slurm_would_take_it():
     check("sbatch", "--test-only", HERE / "slurm.sh", "train")
 
 
-# Stands for srun and scontrol: notes the words, or plays the command that is to run.
-SRUN = """#!/bin/bash
+# Stand for SLURM's programs, and note their words. srun plays the command that is to run; told to end it kills that, as
+# the real one does (SIGKILL to the tasks, in srun_job.c). scancel has a signal reach it.
+STAND_INS = {
+    "srun": """#!/bin/bash
 echo "srun $*" >> "$NOTES"
-exec {played}
-"""
-SCONTROL = """#!/bin/bash
+{played} &
+echo $! > "$NOTES.task"
+trap 'kill -KILL $!' TERM
+wait $!
+""",
+    "scontrol": """#!/bin/bash
 echo "scontrol $*" >> "$NOTES"
-"""
+""",
+    "scancel": """#!/bin/bash
+echo "scancel $*" >> "$NOTES"
+kill -TERM "$(cat "$NOTES.task")"
+""",
+}
 
 
 @pytest.fixture
@@ -54,12 +83,11 @@ def slurm(tmp_path):
     notes = tmp_path / "notes"
 
     def slurm(played, *words):
-        (tmp_path / "srun").write_text(SRUN.format(played=played))
-        (tmp_path / "scontrol").write_text(SCONTROL)
-        for name in ("srun", "scontrol"):
+        for name, text in STAND_INS.items():
+            (tmp_path / name).write_text(text.replace("{played}", played))
             (tmp_path / name).chmod(0o755)
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        place = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "NOTES": str(notes)}
+        job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "32"}
+        place = {**job, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes)}
         return subprocess.Popen(
             ["bash", HERE / "slurm.sh", *words], env={**os.environ, **place}, stdout=subprocess.PIPE, text=True
         ), notes
@@ -72,17 +100,19 @@ def test_a_job_ends_as_its_command_does(slurm, played, status):
     process, notes = slurm(played, "train", "--workdir=a b")
     process.communicate(timeout=60)
     assert process.returncode == status
-    assert notes.read_text() == ("srun --kill-on-bad-exit=1 .venv/bin/python -m deeplearn train --workdir=a b\n")
+    flags = "--kill-on-bad-exit=1 --cpus-per-task=32"
+    assert notes.read_text() == f"srun {flags} .venv/bin/python -m deeplearn train --workdir=a b\n"
 
 
 def test_a_job_whose_time_is_up_saves_and_queues_again(slurm):
+    """The signal that announces it goes to the tasks, and not by way of srun."""
     saves = "bash -c 'trap \"sleep 0.2; echo saved; exit 0\" TERM; echo ready; while :; do sleep 0.05; done'"
     process, notes = slurm(saves, "train")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(10)  # SIGUSR1
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "saved\n")
-    assert notes.read_text().splitlines()[1:] == ["scontrol requeue 7"]
+    assert notes.read_text().splitlines()[1:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
 
 
 def test_a_job_without_a_command_says_how():

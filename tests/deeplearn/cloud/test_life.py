@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deeplearn.cloud import life
+from deeplearn.cloud import gcloud, life
 from tests.deeplearn.cloud.standin import ABSENT, ASKED, COMMAND, RUN, calls, refuses, says, state, workers
 
 PACKED = ["git", "git"]
@@ -34,7 +34,9 @@ def test_the_happy_life(cloud, folder):
     )
     (there,) = (word for word in made["start"] if word.startswith("--command="))
     assert there.endswith(f"worker.sh start env TFDS_DATA_DIR=gs://bucket/data python -m deeplearn {COMMAND}")
-    assert "--worker=all" in made["scp"] and "--worker=all" in made["start"]
+    assert {"--worker=all", "--scp-flag=-oServerAliveInterval=15"} <= {*made["scp"]}
+    for kind in (*INSTALLED[1:], "status"):
+        assert {"--worker=all", "--ssh-flag=-oServerAliveInterval=15"} <= {*made[kind]}
     for said in ("WAITING_FOR_RESOURCES", "2 workers; t-w-0 running: step 0", "the command is done", "deleted"):
         assert f"mnist: {said}\n" in out
 
@@ -84,23 +86,32 @@ def test_a_machine_that_began_again_goes_on(cloud):
 
 
 def test_a_tpu_that_is_always_lost(cloud):
-    status, out, err, kinds = cloud(*RUN, describe=[state("FAILED")])
-    assert status == 2 and err.count("\n") == 1
+    why = {"error": {"code": 8, "message": "There is no more capacity\nin the zone."}}
+    status, out, err, kinds = cloud(*RUN, describe=[state("FAILED", failedData=why)])
+    assert status == 2 and err.count("\n") == 1 and "mnist: FAILED: There is no more capacity in the zone.\n" in out
     assert err.startswith("error: lost 4 times, more than --retries") and "--do=delete" in err
     assert kinds.count("delete") == 3
+
+
+PASSES = [
+    "UNAVAILABLE: try later",
+    "RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Get requests' and limit 'Get requests per minute'",
+    "There was a problem refreshing your current auth tokens: Max retries exceeded with url: /token\n"
+    "Please run:\n\n  $ gcloud auth login\n\nto obtain new credentials.",
+]
 
 
 def test_a_connection_that_comes_back(cloud):
     broken = refuses("[/usr/bin/ssh] exited with return code [255].", 255)
     status, out, err, kinds = cloud(
         *RUN,
-        "--retries=4",
-        describe=[state("ACTIVE"), refuses("UNAVAILABLE: try later"), state("ACTIVE")],
+        "--retries=6",
+        describe=[state("ACTIVE"), *map(refuses, PASSES), state("ACTIVE")],
         status=[broken, says("no worker says anything"), broken, workers("running"), workers("0")],
         node=[says("READY\n")],
     )
     assert (status, err) == (0, "")
-    assert out.count("will try again") == 4 and "delete" not in kinds[:-1]
+    assert out.count("will try again") == 6 and "delete" not in kinds[:-1]
 
 
 def test_a_connection_that_does_not_come_back(cloud):
@@ -123,6 +134,34 @@ def test_what_cannot_be_installed(cloud):
     assert status == 2 and "no such package" in err and kinds.count("install") == life.INSTALLS
 
 
+def test_the_last_try_to_install_is_one(cloud):
+    """What fails after it has been installed is no failure to install."""
+    broken = [1, "", "no such package\n"]
+    status, out, err, kinds = cloud(
+        *RUN,
+        describe=[state("ACTIVE")] * life.INSTALLS + [refuses("UNAVAILABLE"), state("ACTIVE")],
+        status=[workers("new")] * life.INSTALLS + [workers("running"), workers("0")],
+        install=[broken] * (life.INSTALLS - 1) + [says("")],
+    )
+    assert (status, err) == (0, "") and kinds.count("install") == life.INSTALLS
+
+
+@pytest.mark.parametrize("how", ["stopped", "0", "2", "1"])
+def test_what_had_ended_before_begins_again(cloud, how):
+    """On a TPU that was kept: with the last commit, whatever ended there and how."""
+    looks = [workers(how), workers("running"), workers("0")]
+    status, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=looks)
+    assert (status, err) == (0, "")
+    assert kinds == [*PACKED, *WATCHED, *INSTALLED, *WATCHED * 2, "delete"]
+
+
+def test_a_log_of_any_bytes(cloud):
+    """A line is cut after so many bytes, which need not be whole characters."""
+    looks = [says("worker t-w-0 running \udcff\n"), workers("0")]
+    status, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=looks)
+    assert (status, err) == (0, "") and "t-w-0 running: \ufffd\n" in out
+
+
 @pytest.mark.parametrize("how, looks", [("2", 1), ("1", 2), ("-9", 2)])
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_run_that_fails(cloud, how, looks, keep):
@@ -131,24 +170,32 @@ def test_a_run_that_fails(cloud, how, looks, keep):
         *RUN,
         *["--keep"] * keep,
         describe=[state("ACTIVE")],
-        status=[workers("running", how)],
+        status=[workers("running", "running"), workers("running", how)],
         log=[says("error: unknown optimizer 'adan2'\n")],
     )
     assert status == 1 and "unknown optimizer 'adan2'" in out and f"t-w-1 {how}: step 1" in out
-    assert kinds == [*PACKED, *WATCHED * looks, "log", *["delete"] * (not keep)]
+    assert kinds == [*PACKED, *WATCHED * (1 + looks), "log", *["delete"] * (not keep)]
 
 
 def test_a_run_that_is_stopped_stays(cloud):
-    status, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=[workers("stopped", "stopped")])
+    looks = [workers("running", "running"), workers("stopped", "stopped")]
+    status, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=looks)
     assert status == 0 and "--do=run goes on" in out and "delete" not in kinds
 
 
 @pytest.mark.parametrize(
-    "answer, status", [([refuses("UNAVAILABLE"), says("")], 0), ([ABSENT], 0), ([refuses("UNAVAILABLE")], 2)]
+    "answer, status",
+    [
+        ([refuses("UNAVAILABLE"), says("")], 0),
+        ([refuses("Reauthentication failed. Please run: gcloud auth login"), says("")], 0),
+        ([ABSENT], 0),
+        ([refuses("UNAVAILABLE")], 2),
+    ],
 )
 def test_the_last_deletion(cloud, answer, status):
     """What is not deleted goes on costing; a resource that is gone is never asked for again."""
-    ended, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=[workers("0")], delete=answer)
+    looks = [workers("running"), workers("0")]
+    ended, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=looks, delete=answer)
     assert ended == status and "create" not in kinds
     assert ("goes on costing" in err and "gcloud compute tpus queued-resources delete mnist" in err) == (status == 2)
 
@@ -200,6 +247,11 @@ def test_a_dry_run_prints_what_a_run_would_call(cloud, folder, do):
     assert sorted(once) == sorted(line[1:] for line in printed)
 
 
+def test_a_dry_run_that_keeps_the_tpu(cloud):
+    status, out, err, kinds = cloud(*RUN, "--keep", "--dry_run")
+    assert status == 0 and "queued-resources create" in out and "delete" not in out
+
+
 REFUSED = {
     "Permission denied on 'locations/us-west9-z' (or it may not exist).": "no zone us-west4-a",
     "PERMISSION_DENIED: Cloud TPU API has not been used in project 1": "gcloud services enable tpu.googleapis.com",
@@ -209,22 +261,44 @@ REFUSED = {
     "ALREADY_EXISTS: Resource 'mnist' already exists": "the name mnist is in use",
     "INVALID_ARGUMENT: invalid accelerator type": "correct --accelerator",
     "The required property [project] is not currently set.": "give --project",
+    "Cloud TPU received a bad request. the accelerator v4-9 was not found in zone us-west4-a": "correct --accelerator",
 }
 
 
 @pytest.mark.parametrize("text", REFUSED)
 @pytest.mark.parametrize("do", ["create", "run"])
 def test_a_refusal_is_one_line(cloud, do, text):
-    status, out, err, kinds = cloud(*RUN, f"--do={do}", describe=[ABSENT], create=[refuses(text)])
+    create = [[1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.create) {text}\n"]]
+    status, out, err, kinds = cloud(*RUN, f"--do={do}", describe=[ABSENT], create=create)
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
     assert REFUSED[text] in err and text.splitlines()[0] in err
     assert kinds[-1] == "create" and "left as it is" not in err
+
+
+def test_a_name_is_no_refusal():
+    """It may hold any word."""
+    text = "ERROR: (gcloud) NOT_FOUND: Resource 'projects/zone/locations/z/queuedResources/quota' was not found\n"
+    assert type(gcloud.failure(gcloud.Tpu("quota", "z"), text)) is gcloud.Missing
+
+
+def test_a_key_that_ssh_has_to_have(cloud):
+    refused = [refuses('SSH Key is not present in the SSH agent. Please run "ssh-add KEY" to add it, and try again.')]
+    status, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=[workers("new")], scp=refused)
+    assert status == 2 and "`ssh-add ~/.ssh/google_compute_engine`" in err and kinds.count("scp") == 1
+    assert "mnist is left as it is" in err
 
 
 def test_what_a_worker_says_is_no_refusal(cloud):
     """A quota of the disk there is none of the project's."""
     status, out, err, kinds = cloud(*RUN, "--do=install", install=[[1, "", "tar: Disk quota exceeded\n"]])
     assert status == 2 and err == "error: gcloud: tar: Disk quota exceeded; run the same command again\n"
+
+
+@pytest.mark.parametrize("do", ["start", "stop"])
+def test_nothing_is_installed(cloud, do):
+    words = [127, "", "bash: deeplearn/deeplearn/cloud/worker.sh: No such file or directory\n"]
+    status, out, err, kinds = cloud(*RUN, f"--do={do}", **{do: [words]})
+    assert status == 2 and err == "error: nothing is installed on mnist yet; --do=install does it\n"
 
 
 def test_gcloud_is_missing(cloud, folder):
@@ -251,6 +325,10 @@ MISTAKES = {
     ("--command=train 'a",): "cannot be read",
     ("--env=A",): "NAME=VALUE",
     ("--accelerator=x9-1",): "give --runtime",
+    ("--name=-x",): "--name=-x is none that a TPU may have",
+    ("--name=../x",): "--name=../x is none that a TPU may have",
+    ("--every=-1",): "--every=-1",
+    ("--retries=-1",): "--retries=-1",
     ("more",): "unexpected argument",
 }
 

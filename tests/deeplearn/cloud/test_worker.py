@@ -124,6 +124,7 @@ def test_starting_again_ends_what_is_left(home):
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_in_the_foreground(home, status):
+    """Where a home directory need not be: nothing is written."""
     line = [
         "bash",
         "deeplearn/deeplearn/cloud/worker.sh",
@@ -132,7 +133,7 @@ def test_in_the_foreground(home, status):
         "-c",
         f"import os; os._exit({status})",
     ]
-    assert subprocess.run(line, cwd=home, env={**os.environ, "HOME": str(home)}).returncode == status
+    assert subprocess.run(line, cwd=home, env={**os.environ, "HOME": "/dev/null"}).returncode == status
 
 
 def test_in_the_foreground_a_shut_down_is_not_the_end_of_the_run(home):
@@ -142,6 +143,28 @@ def test_in_the_foreground_a_shut_down_is_not_the_end_of_the_run(home):
     assert process.stdout.readline() == "step 1\n"
     process.terminate()
     assert process.communicate(timeout=60)[0] == "saved\n" and process.returncode == 143
+
+
+def test_in_the_foreground_it_waits_for_the_save(home):
+    """However often it is told to end: with it the machine goes."""
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    time.sleep(0.6)\n"
+        "    sys.exit(pathlib.Path('saved').touch())\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('step 1', flush=True)\n"
+        "time.sleep(600)"
+    )
+    line = ["bash", "deeplearn/deeplearn/cloud/worker.sh", "run", sys.executable, "-c", code]
+    process = subprocess.Popen(line, cwd=home, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "step 1\n"
+    for _ in range(3):
+        process.terminate()
+        time.sleep(0.1)
+    assert process.wait(timeout=60) == 143 and (home / "saved").exists()
+    process.communicate()
 
 
 def test_a_worker_without_the_project_is_new(tmp_path):

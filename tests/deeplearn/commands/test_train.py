@@ -51,12 +51,14 @@ def test_digits(run, tmp_path):
 
 
 def test_sigterm(start, run, fragile, tmp_path):
-    """Ends the chunk, saves, says how to go on; and the whole is what it would have been."""
+    """Ends the chunk, saves, says how to go on, however often it is told to meanwhile."""
     command = ("train", f"--config={fragile}", "--config.epochs=300")
     process = start(*command, "--workdir=a")
     while len(records(tmp_path / "a")) < 3 and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "to go on: python -m deeplearn train" in err and "Traceback" not in err

@@ -30,12 +30,13 @@ def finished(processes):
 def starter(home, directory):
     """`start(number, *arguments)`: so many processes of one command; all are gone at the end.
 
-    own: arguments of single processes, by rank; devices: of each; absent: ranks that are not started.
+    own: arguments of single processes, by rank; places: their directories; devices: of each; absent: ranks that are not
+    started.
     """
     started = []
     kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
 
-    def start(number, *arguments, own=None, devices=1, absent=()):
+    def start(number, *arguments, own=None, places=None, devices=1, absent=()):
         port, processes = free_port(), []
         for rank in set(range(number)) - {*absent}:
             place = (f"--coordinator=localhost:{port}", f"--processes={number}", f"--process={rank}")
@@ -55,7 +56,7 @@ def starter(home, directory):
             process = subprocess.Popen(
                 [*command, *(own or {}).get(rank, ())],
                 env=environment,
-                cwd=directory,
+                cwd=(places or {}).get(rank, directory),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -138,6 +138,12 @@ def test_a_constraint_is_free_on_one_device():
     assert instructions(plain) == instructions(constrained)
 
 
+def test_a_mesh_has_devices_of_every_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="mesh data:1 leaves a process without a device: data:-1 takes all 8 devices"):
+        mesh.parse("data:1")
+
+
 def test_the_main_process_is_the_first(monkeypatch):
     assert processes.is_main()
     monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -49,6 +49,24 @@ def test_process_0_is_missing():
     assert "process 0 did not arrive at localhost:" in line and "within 1 s (Connection refused)" in line
 
 
+def test_a_connection_to_oneself_is_none(monkeypatch):
+    """A kernel may make one of a port that nobody listens at, if it is among those that it gives out."""
+    connect, tried = socket.create_connection, []
+
+    def mirrored(address, timeout):
+        tried.append(address)
+        if len(tried) > 1:
+            return connect(address, timeout)
+        mirror = socket.socket()
+        mirror.bind(address)
+        mirror.connect(address)
+        return mirror
+
+    monkeypatch.setattr(socket, "create_connection", mirrored)
+    (line,) = meet(count=2, ranks=(1,), timeout=1)
+    assert "process 0 did not arrive at localhost:" in line and len(tried) > 1
+
+
 def test_the_different_are_named():
     """And in what, the same on every process."""
     lines = meet(count=4, fields=lambda rank: {"config.lr": 0.1, "jax": f"0.{rank // 2}"})

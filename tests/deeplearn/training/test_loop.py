@@ -56,7 +56,8 @@ class Script:
 
     def run(self, e, start=0, progress=None):
         state = SimpleNamespace(step=start, opt_state=OPT_STATE)
-        return loop.train(e, self, state, progress or loop.Progress(), self.hooks)
+        with loop.stop_signals() as signalled:
+            return loop.train(e, self, state, progress or loop.Progress(), self.hooks, signalled)
 
 
 def test_stops_are_a_function_of_the_step_alone():
@@ -114,13 +115,37 @@ def test_patience_goes_on_after_a_resume():
     assert (reason, progress.stale, script.saved[-1][0]) == ("early", 3, 25)
 
 
+@pytest.fixture
+def handlers():
+    """Those of this process, which are there again after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_after_its_chunk(number):
+def test_a_signal_ends_the_run_after_its_chunk(handlers, number):
+    """And SIGTERM does nothing more: whoever sends it again, sends it to a process that is ending."""
     script = Script(on_step=lambda step: step == 6 and os.kill(os.getpid(), number))
-    before = signal.getsignal(number)
     _, _, reason = script.run(experiment())
     assert reason == "signal" and script.saved[-1][0] == 6 and sum(script.chunks) == 6
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal.SIGINT) == handlers[signal.SIGINT]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_a_signal_to_another_process(handlers, monkeypatch):
+    """Ends this one at the same step; its own, which comes later, does nothing."""
+    monkeypatch.setattr(loop.processes, "gathered", lambda mine: [mine, True])
+    script = Script()
+    _, _, reason = script.run(experiment())
+    assert reason == "signal" and script.saved == [(2, None)]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
+def test_a_run_without_signals_leaves_the_handlers(handlers):
+    Script().run(experiment())
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
 def test_the_target():

@@ -1,4 +1,6 @@
 import datetime
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -131,6 +133,17 @@ def test_two_runs_in_one_workdir(tmp_path):
         process.wait()
         with manifest.lock(workdir):
             assert (workdir / manifest.LOCK).read_text() == str(os.getpid())
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    """Such as those that the machines of a cluster share may be."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="cannot write .*: Function not implemented"), manifest.lock(tmp_path):
+        pass
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
