@@ -35,6 +35,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.groups < 1 or x.shape[-1] % self.groups:
+            raise ValueError(f"groups {self.groups} doesn't divide the channels of x {x.shape}")
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         x, kernel, bias = _parameters(self, x, shape)
         sides = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}

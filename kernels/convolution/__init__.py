@@ -94,8 +94,9 @@ def convolution_transpose(
 
         s[n, s p + d i - low, s q + d j - low, k] = sum over such p, q, i, j, c of x[n, p, q, c] w[i, j, c, k]
 
-    and what follows it, as in `convolution`. The output has H' = s H rows with 'SAME', else H' = s (H - 1) + d (kh - 1)
-    + 1 - low - high, where the padding is cut off: as PyTorch has it. All else is as in `convolution`.
+    and what follows it, as in `convolution`, but that kernels too round the sums before. The output has H' = s H rows
+    with 'SAME', else H' = s (H - 1) + d (kh - 1) + 1 - low - high, where the padding is cut off: as PyTorch has it. All
+    else is as in `convolution`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -43,7 +43,7 @@ def pair(name: str, value: int | Sequence[int]) -> Pair:
     >>> pair("strides", 2)
     (2, 2)
     """
-    values = (value, value) if isinstance(value, int) else tuple(value)
+    values = (value, value) if isinstance(value, int) else _items(value)
     if len(values) != 2 or not all(isinstance(v, int) and v > 0 for v in values):
         raise ValueError(f"{name} must be a positive int or a pair of them, not {value!r}")
     return values
@@ -85,12 +85,17 @@ def _pairs(padding: Padding, size: Pair, kernel: Pair, strides: Pair, dilation: 
             for n, k, s, d in zip(size, kernel, strides, dilation, strict=True)
         ]
         return tuple((total // 2, total - total // 2) for total in totals)
-    sides = (padding, padding) if isinstance(padding, int) else padding
-    pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
+    sides = (padding, padding) if isinstance(padding, int) else _items(padding)
+    pairs = tuple((side, side) if isinstance(side, int) else _items(side) for side in sides)
     if [len(p) for p in pairs] != [2, 2] or not all(isinstance(v, int) and v >= 0 for p in pairs for v in p):
         of = f"for an input {size} and a window {kernel}"
         raise ValueError(f"padding must be 'SAME', 'VALID', an int >= 0 or a (low, high) a side {of}, not {padding!r}")
     return pairs
+
+
+def _items(value):
+    """Those of a sequence; of anything else none."""
+    return tuple(value) if isinstance(value, Sequence) else ()
 
 
 def taps(x: jax.Array, kernel: Pair, geometry: Geometry, fill: float = 0.0) -> Iterator[tuple[Pair, jax.Array]]:

@@ -101,7 +101,8 @@ def global_max_pool(x: jax.Array) -> jax.Array:
       >>> global_max_pool(jnp.arange(8.0).reshape(1, 2, 2, 2))
       Array([[6., 7.]], dtype=float32)
     """
-    flat = x.reshape(x.shape[0], -1, x.shape[3])  # (N, H W, C)
+    _check(x)
+    flat = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
     return jnp.take_along_axis(flat, flat.argmax(1, keepdims=True), axis=1)[:, 0]
 
 
@@ -112,6 +113,7 @@ def global_sum_pool(x: jax.Array) -> jax.Array:
       >>> global_sum_pool(jnp.ones((1, 7, 7, 2)))
       Array([[49., 49.]], dtype=float32)
     """
+    _check(x)
     return x.sum((1, 2), dtype=wide(x.dtype)).astype(x.dtype)
 
 
@@ -124,16 +126,21 @@ def global_average_pool(x: jax.Array) -> jax.Array:
       >>> global_average_pool(jnp.ones((2, 7, 7, 64))).shape
       (2, 64)
     """
+    _check(x)
     return x.mean((1, 2), dtype=wide(x.dtype)).astype(x.dtype)
 
 
 def _resolve(x, window, strides, padding, implementation) -> tuple[Pair, Geometry]:
     if implementation is not None and implementation not in backends.NAMES:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.NAMES)}, not {implementation!r}")
-    if x.ndim != 4 or x.dtype not in (*DTYPES, jnp.float64):
-        raise ValueError(f"x must be (N, H, W, C), float32 or bfloat16, not {x.shape}, {x.dtype}")
+    _check(x)
     window = pair("window", window)
     resolved = resolve(x.shape[1:3], window, window if strides is None else strides, padding)
     if any(max(sides) >= size for sides, size in zip(resolved.padding, window, strict=True)):
         raise ValueError(f"padding {resolved.padding} must be smaller than the window {window}")
     return window, resolved
+
+
+def _check(x):
+    if x.ndim != 4 or x.dtype not in (*DTYPES, jnp.float64):
+        raise ValueError(f"x must be (N, H, W, C), float32 or bfloat16, not {x.shape}, {x.dtype}")

@@ -90,7 +90,7 @@ def _largest(name, x, window, geometry, numbered=False):
     """The maximum over each window, or the number of the first tap that sees it."""
     walks, (height, width) = boxes.walks(geometry, window), x.shape[1:3]
     field = Field(walks, x.dtype)
-    size = geometry.output((height, width), window)
+    size, padded = geometry.output((height, width), window), any(map(any, geometry.padding))
     plan = channelwise.planned((x.shape[0], *size), x.shape[3], [field], x.dtype)
 
     def compute(load, vector, row, column):
@@ -105,18 +105,25 @@ def _largest(name, x, window, geometry, numbered=False):
             columns = pixel(1, j, channelwise.pixels(plan) + column)
             return (columns >= 0) & (columns < end)
 
+        def first_inside():
+            """The number of the first tap that sees a pixel, which has the gradient if all are -inf."""
+            places = pixel(0, 0, row), pixel(1, 0, channelwise.pixels(plan) + column)
+            i, j = (jnp.where(place < 0, np.int32(0) - place, np.int32(0)) for place in places)
+            return lax.convert_element_type(i * np.int32(window[1]) + j, jnp.float32)
+
         def visit(i, j, number, carry):
             best, first = carry
             value = load(0, i, j)
-            if any(map(any, geometry.padding)):
+            if padded:
                 value = jnp.where(inside(i, j), value, -jnp.inf)
             better = (value > best) | ((value != value) & (best == best))
             return jnp.where(better, value, best), jnp.where(
                 better, lax.convert_element_type(number, jnp.float32), first
             )
 
-        start = channelwise.full(plan, -jnp.inf), channelwise.full(plan, 0.0)
-        best, first = channelwise.taps(boxes.whole(walks)[0, 0], walks, window[1], visit, start)
+        start = first_inside() if numbered and padded else channelwise.full(plan, 0.0)
+        both = channelwise.full(plan, -jnp.inf), start
+        best, first = channelwise.taps(boxes.whole(walks)[0, 0], walks, window[1], visit, both)
         return first if numbered else best
 
     y = channelwise.run(name, plan, [field], [channelwise.entered(x, walks)], {}, x.dtype, {(0, 0): compute})

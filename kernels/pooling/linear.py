@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -21,6 +22,7 @@ from kernels.convolution.xla import phases
 from kernels.meshes import varying
 
 TERMS = 16  # of a sum in one loop; with more, rows and columns are summed one after the other
+TAPS = 64  # of a window in one loop, or phases of a stride: with 100, XLA compiles for 25 s
 
 
 def collect(x: jax.Array, *first: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
@@ -36,12 +38,12 @@ def spread(dy: jax.Array, *first: jax.Array, window: Pair, geometry: Geometry, s
 def fold(combine: Callable, arrays: tuple[jax.Array, ...], window: Pair, geometry: Geometry) -> tuple[jax.Array, ...]:
     """combine([((i, j), (what the tap sees of each array, ...)), ...]) for every window, a tuple of as many arrays.
 
-    At a border there are fewer taps, and no padding. Windows that overlap are combined along rows, and what that gives
-    along columns, where i or j is 0.
+    At a border there are fewer taps, and no padding. Windows that overlap, and large ones, are combined along rows, and
+    what that gives along columns, where i or j is 0.
 
     Arrays (N, H, W, C) -> (N, H', W', C).
     """
-    if window != geometry.strides and 1 not in window:
+    if 1 not in window and (window != geometry.strides or math.prod(window) > TAPS):
         across, down = _axes(window, geometry)
         rows = fold(combine, arrays, *across)
         return fold(combine, tuple(jax.lax.optimization_barrier(rows)), *down)
@@ -82,11 +84,16 @@ def _axes(window, geometry):
 def _collect(x, *first, window, geometry):
     if not first:
         return fold(lambda seen: (sum(v for _, (v,) in seen),), (x,), window, geometry)[0]
+    if _far_apart(window, geometry):
+        spread = functools.partial(_placed, window=window, geometry=geometry, size=x.shape[1:3])
+        return jax.vjp(lambda dy: spread(dy, *first), jnp.zeros_like(first[0], x.dtype))[1](x)[0]
     seen = taps(x, window, geometry)
     return sum(_chosen(tap, values, first, window) for tap, values in seen)
 
 
 def _spread(dy, *first, window, geometry, size):
+    if _far_apart(window, geometry):
+        return _placed(dy, *first, window=window, geometry=geometry, size=size)
     terms = math.prod(-(-k // s) for k, s in zip(window, geometry.strides, strict=True))
     if not first and terms > TERMS and 1 not in window:
         across, down = _axes(window, geometry)
@@ -99,6 +106,26 @@ def _spread(dy, *first, window, geometry, size):
         parts.append(sum(terms).astype(dy.dtype) if terms else None)  # inputs between windows
     zeros = jnp.zeros_like(next(part for part in parts if part is not None))
     return phases.interleave([zeros if part is None else part for part in parts], geometry.strides, size)
+
+
+def _far_apart(window, geometry):
+    """Whether no input is in two windows, and a stride has many phases."""
+    return all(k <= s for k, s in zip(window, geometry.strides, strict=True)) and math.prod(geometry.strides) > TAPS
+
+
+def _placed(dy, *first, window, geometry, size):
+    """`_spread` of windows that are apart: of each a tile, as large as the stride."""
+    (images, rows, columns, channels), (sh, sw) = dy.shape, geometry.strides
+    numbers = np.full((sh, sw), -1)
+    numbers[: window[0], : window[1]] = np.arange(math.prod(window)).reshape(window)
+    numbers = numbers.reshape(1, 1, sh, 1, sw, 1)
+    dy, *first = (a[:, :, None, :, None] for a in (dy, *first))  # (N, H', 1, W', 1, C)
+    chosen = jnp.asarray(numbers, first[0].dtype) == first[0] if first else jnp.asarray(numbers >= 0)
+    tiles = jnp.where(chosen, dy, jnp.zeros((), dy.dtype))  # (N, H', s, W', s, C)
+    dx = tiles.reshape(images, rows * sh, columns, sw, channels).reshape(images, rows * sh, columns * sw, channels)
+    sides = zip(size, geometry.strides, geometry.padding, (rows, columns), strict=True)
+    sides = [(-low, n + low - s * m, 0) for n, s, (low, _), m in sides]
+    return jax.lax.pad(dx, jnp.zeros((), dx.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
 
 
 def _chosen(tap, values, first, window):

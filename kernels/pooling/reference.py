@@ -7,9 +7,11 @@ from kernels.convolution.windows import Geometry, Pair, taps, wide
 
 
 def max_pool(x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:
-    """y = x at the first position of each window's maximum."""
+    """y = x at the first position of each window's maximum, which padding is not."""
     values = _values(x, window, geometry, -jnp.inf)
-    return jnp.take_along_axis(values, values.argmax(0, keepdims=True), axis=0)[0]
+    inside = _values(jnp.ones_like(x, bool), window, geometry, 0.0)
+    first = jnp.maximum(values.argmax(0), inside.argmax(0))  # the latter only of -inf alone
+    return jnp.take_along_axis(values, first[None], axis=0)[0]
 
 
 def sum_pool(x: jax.Array, window: Pair, geometry: Geometry, scale: float) -> jax.Array:

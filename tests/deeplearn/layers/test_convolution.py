@@ -30,6 +30,12 @@ def test_equals_linen(options, theirs, dtype, key):
     assert np.linalg.norm(np.asarray(y, np.float64) - want) <= bound * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("groups", [0, 2, 4])
+def test_groups_that_do_not_divide(groups, key):
+    with pytest.raises(ValueError, match=rf"groups {groups} doesn't divide the channels of x \(1, 8, 8, 3\)"):
+        Conv(8, groups=groups).init(key, jnp.ones((1, 8, 8, 3)))
+
+
 @pytest.mark.parametrize("kernel_size, strides", [((4, 4), 2), ((3, 3), 1), ((3, 2), (2, 1))])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_the_transpose_is_linens(kernel_size, strides, padding, key):

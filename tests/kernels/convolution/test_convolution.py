@@ -155,6 +155,17 @@ def test_vmap_and_loops(case, axes):
     np.testing.assert_allclose(looped, loss(*each(0)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", [None, "reference", "xla"])
+@pytest.mark.parametrize("w, groups", [((3, 3, 4, 8), 1), ((1, 1, 4, 8), 1), ((3, 3, 1, 8), 4), ((3, 3, 2, 8), 2)])
+def test_no_images(w, groups, implementation):
+    """Nothing comes out, and the weights' gradient is zero."""
+    x, w = jnp.ones((0, 6, 7, 4)), jnp.ones(w)
+    call = lambda x, w: convolution(x, w, strides=2, groups=groups, implementation=implementation)  # noqa: E731
+    y, pull = jax.vjp(call, x, w)
+    dx, dw = pull(y)
+    assert y.shape == (0, 3, 4, 8) and dx.shape == x.shape and dw.shape == w.shape and not dw.any()
+
+
 @pytest.mark.parametrize(
     "x, w, options, said",
     [
@@ -169,6 +180,9 @@ def test_vmap_and_loops(case, axes):
             r"padding must be .* for an input \(8, 8\) and a window \(3, 3\), not -1",
         ),
         ((1, 8, 8, 3), (3, 3, 3, 8), {"strides": 0}, "strides"),
+        ((1, 8, 8, 3), (3, 3, 3, 8), {"strides": 1.5}, "strides must be a positive int or a pair of them, not 1.5"),
+        ((1, 8, 8, 3), (3, 3, 3, 8), {"padding": None}, "padding must be"),
+        ((1, 8, 8, 3), (3, 3, 3, 8), {"padding": (0.5, 1)}, "padding must be"),
         ((1, 8, 8, 3), (3, 3, 3, 8), {"bias": jnp.ones(7)}, "bias must be"),
         ((1, 8, 8, 3), (3, 3, 3, 8), {"bias": jnp.ones(8, jnp.bfloat16)}, r"bias must be float32 \(8,\), not bfloat16"),
         ((1, 8, 8, 3), (3, 3, 3, 8), {"residual": jnp.ones((1, 8, 8, 7))}, r"residual must be float32 \(1, 8, 8, 8\)"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels import target
 from kernels.convolution.windows import geometry
-from kernels.pooling import hopper
+from kernels.pooling import hopper, reference
 from tests.kernels.hopper import interpreting
 
 CASES = {
@@ -108,6 +108,16 @@ def test_nan():
     dy = jnp.asarray([[1.0, 2.0], [3.0, 4.0]], jnp.float32).reshape(1, 2, 2, 1)
     dx = hopper.max_pool_gradient(x, y, dy, (2, 2), over)
     np.testing.assert_array_equal(dx[0, ..., 0], [[0, 1, 0, 0], [0, 0, 0, 2], [0, 0, 0, 0], [0, 3, 0, 4]])
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_of_infinities_alone_the_first_that_is_no_padding_has_the_gradient(padding):
+    x, over = jnp.full((1, 6, 6, 8), -jnp.inf), geometry((6, 6), (3, 3), 3 - padding, padding)
+    dy = jnp.arange(1.0, 1 + 8 * (2 + padding) ** 2).reshape(1, 2 + padding, 2 + padding, 8)
+    y = hopper.max_pool(x, (3, 3), over)
+    wanted = jax.vjp(lambda x: reference.max_pool(x, (3, 3), over), x)[1](dy)[0]
+    assert (y == -jnp.inf).all() and wanted.sum() == dy.sum()
+    np.testing.assert_array_equal(hopper.max_pool_gradient(x, y, dy, (3, 3), over), wanted)
 
 
 def test_what_it_refuses(monkeypatch):
