@@ -109,6 +109,11 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
     name, _ = optimizers.parse(config.optimizer)
     wanted = optimizers.OPTIMIZERS[name].batch_size
     batch_size = size if wanted == "full" else wanted or min(config.batch_size, size)
+    rest = batch_size % config.accumulate
+    if rest and (wanted or batch_size < config.accumulate):
+        here = f"which has {batch_size} examples here"
+        raise UserError(f"config.accumulate is {config.accumulate}; it must divide the batch, {here} (1 always does)")
+    batch_size -= rest  # of a small data set, parts of one size
     epoch = math.ceil(size / batch_size)
     steps = config.steps or math.ceil(config.epochs * size / batch_size)
     eval_every = min(config.eval_every or epoch, steps)

@@ -12,12 +12,12 @@ import numpy as np
 def draw(rng: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Tokens (B,) int32 of logits (B, V): from softmax(logits / temperature), as far as `truncate` leaves it.
 
-    Temperature 0 is greedy: the likeliest token, the first of equals. The options are static.
+    Temperature 0, and any below 1e-6, is greedy: the likeliest token, the first of equals. The options are static.
 
     >>> draw(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), 0.0, 0, 1.0)
     Array([1], dtype=int32)
     """
-    if temperature == 0:
+    if temperature < 1e-6:  # what float32 rounds off the logits would decide, and then they overflow
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.random.categorical(rng, truncate(logits / temperature, top_k, top_p)).astype(jnp.int32)
 

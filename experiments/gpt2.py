@@ -27,9 +27,10 @@ def get_config():
         schedule="cosine(warmup=0.0033, final=0.1)",
         weight_decay=0.1,
         clip_norm=1.0,
-        batch_size=480,  # half a million tokens
-        accumulate=40,
+        batch_size=512,  # half a million tokens
+        accumulate=32,  # parts of 16, which 8 devices divide
         steps=600_000,
+        log_every=10,  # no run stops sooner
         eval_every=1000,
         eval_batch_size=12,  # each example's logits take 200 MB
     )

@@ -1,7 +1,8 @@
 """GPT-3 in its eight sizes, from 125 million parameters to 175 billion.
 
-Source: Brown et al. 2020, Language models are few-shot learners, table 2.1 and appendix B. All layers attend densely;
-every other one of the paper's is banded.
+Source: Brown et al. 2020, Language models are few-shot learners, table 2.1 and appendix B. What differs: all layers
+attend densely, where every other one of the paper's is banded; the rate falls until the end and not until 260 of the
+300 billion tokens; batches have their size from the start and do not grow to it.
 Data: as for gpt2.py; the paper's are not public.
 Command: python -m deeplearn train --config=experiments/gpt3.py --config.size=125m --workdir=runs/gpt3
 Measured: parameter counts alone, against the table.
@@ -55,7 +56,9 @@ def get_config():
         batch_size=0,  # 0: the table's
         accumulate=32,  # the logits of a whole batch take 100 GB and more
         steps=0,  # 0: the paper's 300 billion tokens
+        log_every=1,  # no run stops sooner, and a step of the largest is long
         eval_every=1000,
+        checkpoint_every=100,
         eval_batch_size=8,  # each example's logits take 400 MB
     )
 
@@ -66,7 +69,7 @@ def build(config):
     size = SIZES[config.size]
     config = ConfigDict(config)
     config.learning_rate = config.learning_rate or size.learning_rate
-    config.batch_size = config.batch_size or 128 * round(size.batch / config.length / 128)
+    config.batch_size = config.batch_size or 128 * max(1, round(size.batch / config.length / 128))
     config.steps = config.steps or round(300e9 / config.batch_size / config.length)
     # 50,304 rows for 50,257 tokens: what devices and a TPU's lanes divide.
     return _gpt.build(config, rows_multiple=128, width=size.width, depth=size.depth, heads=size.heads)

@@ -12,6 +12,7 @@ from deeplearn.commands import cluster
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory")
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
+MESH = flags.DEFINE_string("mesh", None, "of the devices here, as --config.mesh of train; the run's own unless given")
 flags.mark_flag_as_required("workdir")
 flags.adopt_module_key_flags(cluster)
 
@@ -24,7 +25,7 @@ def main() -> None:
     runs.prepare_jax()
     workdir = files.reach(WORKDIR.value)
     written = manifest.read(workdir)
-    alike = {"command": "evaluate", "--split": SPLIT.value, "--checkpoint": CHECKPOINT.value}
+    alike = {"command": "evaluate", "--split": SPLIT.value, "--checkpoint": CHECKPOINT.value, "--mesh": MESH.value}
     alike |= {f"config.{name}": value for name, value in written["config"].items()}
     with cluster.joined(alike, written["experiment"]):
         evaluate(workdir)
@@ -35,7 +36,7 @@ def evaluate(workdir) -> None:
     from deeplearn.commands import runs
     from deeplearn.parallel import processes
 
-    experiment, program, restored = runs.restore(workdir, CHECKPOINT.value)
+    experiment, program, restored = runs.restore(workdir, CHECKPOINT.value, MESH.value)
     source = experiment.data.split(SPLIT.value)
     values = program.evaluate(restored.state, SPLIT.value)
     if processes.is_main():

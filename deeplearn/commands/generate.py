@@ -5,6 +5,7 @@
 Temperature 0 takes the likeliest token each time. The same seed writes the same text.
 """
 
+import math
 import sys
 
 from absl import flags
@@ -17,8 +18,9 @@ TOKENS = flags.DEFINE_integer("tokens", 500, "how many tokens to write", lower_b
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "divides the logits; 0: the likeliest token", lower_bound=0.0)
 TOP_K = flags.DEFINE_integer("top_k", 0, "draw among the k likeliest tokens; 0: among all", lower_bound=0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "draw among the fewest of this probability", lower_bound=0.0, upper_bound=1.0)
-SEED = flags.DEFINE_integer("seed", 0, "of what is drawn")
+SEED = flags.DEFINE_integer("seed", 0, "of what is drawn", lower_bound=0, upper_bound=2**32 - 1)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
+MESH = flags.DEFINE_string("mesh", None, "of the devices here, as --config.mesh of train; the run's own unless given")
 flags.mark_flag_as_required("workdir")
 
 
@@ -27,12 +29,16 @@ def main() -> None:
 
     from deeplearn import files, sampling
     from deeplearn.commands import runs
+    from deeplearn.data import tokenizers
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
 
+    for flag in (TEMPERATURE, TOP_P):
+        if not math.isfinite(flag.value):
+            raise UserError(f"--{flag.name}={flag.value} is no number to draw by; leave it out for {flag.default}")
     cluster.alone("generate")
     runs.prepare_jax()
-    experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value)
+    experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value, MESH.value)
     model, tokenizer = experiment.model, experiment.tokenizer
     if not isinstance(model, gpt.GPT):
         raise UserError(f"{WORKDIR.value} holds a {type(model).__name__}; generate needs a GPT, as in shakespeare_gpt")
@@ -53,13 +59,8 @@ def main() -> None:
         top_k=TOP_K.value,
         top_p=TOP_P.value,
     )
-    shown, written = PROMPT.value, list(prompt)
-    sys.stdout.write(shown)
-    for (token,) in tokens:
-        written.append(token)
-        text = tokenizer.decode(written)
-        if not text.endswith("\ufffd"):  # the first bytes of a character
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
-    print(tokenizer.decode(written)[len(shown) :])
+    sys.stdout.write(PROMPT.value)
+    for piece in tokenizers.pieces(tokenizer, (token for (token,) in tokens)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()

@@ -34,8 +34,11 @@ def build(path: str, config):
     return experiment.load(path).build(config)
 
 
-def restore(workdir: Path, which: str):
-    """The Experiment of the run in a directory, its Program, and its checkpoint: "best" by validation, or "last"."""
+def restore(workdir: Path, which: str, mesh: str | None = None):
+    """The Experiment of the run in a directory, its Program, and its checkpoint: "best" by validation, or "last".
+
+    mesh: of the devices that are here; None for the one that the run had.
+    """
     from deeplearn.errors import UserError, unknown
     from deeplearn.parallel import processes
     from deeplearn.training import checkpoints, manifest
@@ -45,7 +48,9 @@ def restore(workdir: Path, which: str):
     if which not in restores:
         raise unknown("checkpoint", which, restores)
     written = manifest.read(workdir)
-    experiment = processes.in_turn(lambda: build(written["experiment"], config_of(written)))
+    config = config_of(written)
+    config.mesh = config.mesh if mesh is None else mesh
+    experiment = processes.in_turn(lambda: build(written["experiment"], config))
     program = programs.build(experiment)
     restored = restores[which](checkpoints.open(workdir / "checkpoints", mode="max"), program.abstract)
     if restored is None:

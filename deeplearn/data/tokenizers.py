@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +144,24 @@ def byte_pairs(name: str, merges: np.ndarray) -> Tokenizer:
         return b"".join(map(symbols.__getitem__, tokens)).decode(errors="replace")
 
     return Tokenizer(name, len(symbols), encode, decode)
+
+
+def pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of tokens as they come; the first bytes of a character wait for the rest of it.
+
+    >>> tokenizer = byte_pairs("bytes", np.zeros((0, 2), np.int32))
+    >>> list(pieces(tokenizer, tokenizer.encode("né!")))
+    ['n', 'é', '!']
+    """
+    waiting = []
+    for token in tokens:
+        waiting.append(token)
+        content = tokenizer.decode(np.array(waiting))
+        if not content.endswith("\ufffd"):
+            yield content
+            waiting = []
+    if waiting:
+        yield tokenizer.decode(np.array(waiting))
 
 
 def read_merges(content: str) -> np.ndarray:

@@ -99,6 +99,12 @@ def check(architecture: Architecture) -> None:
     ):
         if value not in known:
             raise unknown(field, value, known)
+    for field in ("vocabulary", "length", "width", "depth", "heads", "kv_heads", "rows_multiple"):
+        value = getattr(a, field)
+        if value is not None and value < 1:
+            raise UserError(f"{field} is {value}; it must be at least 1")
+    if not 0 <= a.dropout < 1:
+        raise UserError(f"dropout is {a.dropout}; it must be in [0, 1)")
     if a.width % a.heads:
         raise UserError(f"{a.heads} heads do not divide the width, {a.width}; choose a multiple of them")
     if a.heads % (a.kv_heads or a.heads):

@@ -11,7 +11,7 @@ import optax
 from optax import GradientTransformationExtraArgs as Transformation
 from optax import contrib
 
-from deeplearn.optimizers.transformations import TINY, decoupled_decay, from_first_gradient, weights, where
+from deeplearn.optimizers.transformations import TINY, decoupled_decay, from_first_gradient, inputs, weights, where
 
 
 def adam(learning_rate, b1, b2, eps, bias_correction):
@@ -179,10 +179,10 @@ def muon(learning_rate, weight_decay, **hyperparameters):
 def muon_dimensions(params):
     """Kernels as matrices from all of a unit's inputs to the units; None, hence Adam, for everything else."""
 
-    def dimensions(x, is_kernel):
-        return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if is_kernel else None
+    def dimensions(path, x, is_kernel):
+        return contrib.MuonDimensionNumbers(inputs(path, x), x.ndim - 1) if is_kernel else None
 
-    return jax.tree.map(dimensions, params, weights(params, ("kernel",)))
+    return jax.tree_util.tree_map_with_path(dimensions, params, weights(params, ("kernel",)))
 
 
 def prodigy(learning_rate, b1, b2, eps, d0, d_coef, weight_decay):

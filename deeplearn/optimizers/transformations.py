@@ -19,7 +19,7 @@ def where(condition, yes, no):
     return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
-def weights(params, names: tuple[str, ...] = ("kernel", "embedding")):
+def weights(params, names: tuple[str, ...] = ("kernel", "embedding", "token_embedding", "position_embedding")):
     """A tree of booleans: True for arrays of two or more axes with one of the names: no bias, no scale.
 
     >>> weights({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}})
@@ -30,6 +30,16 @@ def weights(params, names: tuple[str, ...] = ("kernel", "embedding")):
         return x.ndim >= 2 and jax.tree_util.keystr(path[-1:], simple=True) in names
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def inputs(path, kernel) -> tuple[int, ...]:
+    """The axes of a unit's inputs: all but the last, and in an array of all `layers` of a model but the first.
+
+    >>> jax.tree_util.tree_map_with_path(inputs, {"layers": {"up": jnp.zeros((4, 2, 3))}, "head": jnp.zeros((2, 3))})
+    {'head': (0,), 'layers': {'up': (1,)}}
+    """
+    stacked = "layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    return tuple(range(stacked, kernel.ndim - 1))
 
 
 def promote(optimizer) -> Transformation:
@@ -98,15 +108,17 @@ def project_to_max_norm(max_norm) -> optax.GradientTransformation:
     Source: Srivastava et al. 2014, Dropout, section 5.1.
     """
 
-    def project(update, kernel, is_kernel):
+    def project(path, update, kernel, is_kernel):
         if not is_kernel:
             return update
         w = kernel + update
-        inputs = tuple(range(w.ndim - 1))
-        norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=inputs, keepdims=True))  # (1, ..., 1, units)
+        norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=inputs(path, w), keepdims=True))  # (1, ..., 1, units)
         return w * jnp.minimum(1.0, max_norm / jnp.maximum(norm, TINY)) - kernel
 
-    return optax.stateless(lambda updates, params: jax.tree.map(project, updates, params, weights(params, ("kernel",))))
+    def update(updates, params):
+        return jax.tree_util.tree_map_with_path(project, updates, params, weights(params, ("kernel",)))
+
+    return optax.stateless(update)
 
 
 class AverageState(NamedTuple):

@@ -141,17 +141,21 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError, with the nearest sizes that would do, unless data x fsdp divides the batch.
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises UserError, with the nearest sizes that would do, unless data x fsdp divides each part of the batch.
+
+    accumulate: how many parts there are, one after another.
 
     >>> check_batch_size(64, parse("data:1"))
     """
-    parts = batch_parts(mesh)
+    devices = batch_parts(mesh)
+    parts = devices * accumulate
     if batch_size < 1 or batch_size % parts:
         below = batch_size // parts * parts
         nearest = " or ".join(str(size) for size in (below, below + parts) if size > 0)
+        each = f", {accumulate} times" if accumulate > 1 else ""
         raise errors.UserError(
-            f"batch_size {batch_size} does not divide over data x fsdp = {parts} devices: {nearest} would"
+            f"batch_size {batch_size} does not divide over data x fsdp = {devices} devices{each}: {nearest} would"
         )
 
 

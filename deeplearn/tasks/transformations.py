@@ -40,8 +40,11 @@ def regularize(task: Task, l1: float = 0.0, l2: float = 0.0) -> Task:
     if not l1 and not l2:
         return task
 
+    def is_weight(path, x):  # of a model whose layers are one array biases and scales have two axes too
+        return x.ndim >= 2 and jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale")
+
     def penalty(params):
-        weights = [w for w in jax.tree.leaves(params) if w.ndim >= 2]
+        weights = [w for path, w in jax.tree_util.tree_leaves_with_path(params) if is_weight(path, w)]
         return sum(l1 * jnp.abs(w).sum() + l2 / 2 * jnp.square(w).sum() for w in weights)
 
     def loss(params, model_state, batch, rng):

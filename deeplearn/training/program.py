@@ -46,7 +46,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
     """
     config, data = experiment.config, experiment.data
     mesh = meshes.parse(config.mesh, devices)
-    meshes.check_batch_size(experiment.batch_size // config.accumulate, mesh)
+    meshes.check_batch_size(experiment.batch_size, mesh, config.accumulate)
     meshes.check_model(experiment.model, mesh)
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)

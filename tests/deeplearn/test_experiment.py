@@ -57,6 +57,7 @@ def test_reached(value, rises, falls):
         ({"batch_size": 32, "steps": 1000, "eval_every": 500, "log_every": 50}, 32, 1000, 500, 50, 500),
         ({"batch_size": 32, "steps": 10, "checkpoint_every": 3}, 32, 10, 4, 4, 3),
         ({"batch_size": 512}, 100, 10, 1, 1, 1),  # no batch is larger than the data
+        ({"batch_size": 512, "accumulate": 16}, 96, 11, 2, 2, 2),  # and its parts are of one size
         ({"optimizer": "gradient_descent", "epochs": 3.0}, 100, 3, 1, 1, 1),
         ({"optimizer": "sgd", "epochs": 3.0}, 1, 300, 100, 100, 100),
     ],
@@ -65,6 +66,20 @@ def test_budget(fields, batch_size, steps, eval_every, log_every, checkpoint_eve
     e = wire(**fields)
     assert (e.batch_size, e.steps) == (batch_size, steps)
     assert (e.eval_every, e.log_every, e.checkpoint_every) == (eval_every, log_every, checkpoint_every)
+
+
+@pytest.mark.parametrize(
+    "fields, examples",
+    [
+        ({"batch_size": 512, "accumulate": 128}, 100),
+        ({"optimizer": "gradient_descent", "accumulate": 8}, 100),
+        ({"optimizer": "sgd", "accumulate": 2}, 1),
+    ],
+)
+def test_parts_that_a_batch_does_not_have(fields, examples):
+    said = f"accumulate is {fields['accumulate']}; it must divide the batch, which has {examples} examples"
+    with pytest.raises(UserError, match=said):
+        wire(**fields)
 
 
 def test_an_optimizer_of_ones_own():

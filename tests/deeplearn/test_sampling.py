@@ -54,8 +54,10 @@ def test_how_often_each_comes(temperature):
     assert (jnp.abs(shares - wanted) < 4 * jnp.sqrt(wanted * (1 - wanted) / count)).all()
 
 
-def test_greedy_takes_the_first_of_the_likeliest():
-    assert sampling.draw(jax.random.key(0), jnp.array([[1.0, 3.0, 3.0]]), 0.0, 0, 1.0).tolist() == [1]
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 1e-30, 1e-7])
+def test_greedy_takes_the_first_of_the_likeliest(temperature):
+    logits = jnp.array([[-50.0, -30.0, -30.0]])
+    assert sampling.draw(jax.random.key(0), logits, temperature, 0, 1.0).tolist() == [1]
 
 
 def model(length=8):
@@ -84,6 +86,14 @@ def test_greedy_text_is_that_of_whole_forward_passes():
 def test_the_seed_decides_the_text():
     assert text([1, 2], 12, seed=1) == text([1, 2], 12, seed=1)
     assert len({tuple(text([1, 2], 12, seed=seed)) for seed in range(4)}) == 4
+
+
+def test_each_token_has_a_key_of_its_own():
+    key, flat = jax.random.key(0), jnp.zeros((1, 7))
+    step = lambda params, tokens, cache: (jnp.zeros((1, tokens.shape[1], 7)), cache)  # noqa: E731
+    found = [int(token[0]) for token in sampling.generate(step, None, jnp.int32(0), 32, np.array([[0]]), 12, key)]
+    assert found == [int(sampling.draw(jax.random.fold_in(key, n), flat, 1.0, 0, 1.0)[0]) for n in range(12)]
+    assert len(set(found)) > 3
 
 
 def test_text_goes_on_beyond_the_length():

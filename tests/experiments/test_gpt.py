@@ -28,11 +28,23 @@ def test_gpt2_has_124_million_parameters():
 
 @pytest.mark.parametrize("size", experiment.load("gpt3").SIZES)
 def test_the_sizes_of_gpt3(size):
-    """Within what the table rounds, two digits."""
+    """Within what the table rounds, two digits of parameters and one of tokens."""
     e, row = full("gpt3", size=size), experiment.load("gpt3").SIZES[size]
     assert count(e) == pytest.approx(row.parameters, rel=0.02)
-    assert e.batch_size * 2048 == pytest.approx(row.batch, rel=0.03) or e.batch_size == len(e.data.train)
+    assert e.config.batch_size * 2048 == pytest.approx(row.batch, rel=0.05)
     assert e.config.learning_rate == row.learning_rate
+    assert e.steps * e.config.batch_size * 2048 == pytest.approx(300e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt3"])
+def test_eight_devices_divide_the_parts_of_a_batch(name):
+    config = full(name).config
+    assert config.batch_size % (8 * config.accumulate) == 0
+
+
+def test_long_examples_are_a_batch_too():
+    """Of few tokens the table's batch is none: the least is 128 examples."""
+    assert full("gpt3", length=2**14).config.batch_size == 128
 
 
 def test_flags_replace_the_tables_numbers():

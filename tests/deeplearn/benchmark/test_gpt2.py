@@ -1,11 +1,14 @@
 """GPT-2's throughput: a small measurement on a CPU, and the arithmetic."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from deeplearn.benchmark import gpt2, report
 from deeplearn.parallel import topologies
+from deeplearn.training import program
+from kernels.attention import backends
 
 SMALL = {"length": 16, "width": 32, "depth": 2, "heads": 2, "batch_size": 4, "precision": "float32"}
 
@@ -19,6 +22,26 @@ def test_a_small_measurement(monkeypatch):
     for f in found.values():
         assert f.tokens > 0 and len(f.rounds) == 2 and math.isnan(f.mfu)  # of a CPU no peak is known
     assert lines == ["gpt2: xla warms up", "gpt2: reference warms up", "gpt2: round 1 of 2", "gpt2: round 2 of 2"]
+
+
+def test_the_clock_sees_one_program(monkeypatch):
+    """The data of a chunk of other steps are of another shape, for which all would be compiled anew."""
+    shapes, sent, asked, build = [], [], iter((0.001, 0.05, 0)), program.build
+
+    def watched(e):
+        built = build(e)
+
+        def chunk(state, data, steps):
+            shapes.append(data["tokens"].shape)
+            return built.chunk(state, data, steps)
+
+        return built._replace(chunk=chunk)
+
+    monkeypatch.setattr(program, "build", watched)
+    monkeypatch.setattr(backends, "fastest", backends.fastest)  # put back after
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    gpt2.work(SimpleNamespace(send=sent.append, recv=lambda: next(asked)), "xla", SMALL)
+    assert set(shapes) == {(1, 4, 17)} and len(sent) == 3
 
 
 def test_utilization():

@@ -1,5 +1,8 @@
 """A tiny GPT is trained and writes, as people would have it."""
 
+import json
+import shutil
+
 import pytest
 
 EXPERIMENT = '''"""A GPT that learns the alphabet."""
@@ -75,13 +78,30 @@ def test_a_seed_writes_the_same_again(run, trained):
     assert texts[0] == texts[1] != texts[2] and set(texts[0].strip()) <= set("abcdef")
 
 
+def test_a_run_on_more_devices_than_there_are_here(run, trained, tmp_path):
+    """The mesh is no part of a run."""
+    shutil.copytree(trained, tmp_path / "run")
+    manifest = tmp_path / "run" / "manifest.json"
+    written = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**written, "config": {**written["config"], "mesh": "data:2"}}))
+    command = ("generate", "--workdir=run", "--prompt=cd", "--tokens=5", "--temperature=0")
+    status, _, err = run(*command)
+    assert status == 2 and "mesh data:2 needs 2 devices, there are 1" in err
+    assert run(*command, "--mesh=data:1") == (0, "cdefabc\n", "")
+    status, out, _ = run("evaluate", "--workdir=run", "--mesh=data:1")
+    assert status == 0 and "accuracy" in out
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (("--prompt=",), "the prompt is empty; give at least one character"),
         (("--prompt=abx",), "character 2 of the text, 'x', is not in the vocabulary"),
         (("--temperature=-1",), "temperature"),
+        (("--temperature=inf",), "--temperature=inf is no number to draw by; leave it out for 0.8"),
+        (("--seed=4294967296",), "--seed=4294967296"),
         (("--top_p=1.5",), "top_p"),
+        (("--top_p=nan",), "--top_p=nan is no number"),
         (("--checkpoint=first",), "unknown checkpoint 'first'"),
     ],
 )

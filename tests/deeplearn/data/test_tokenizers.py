@@ -195,6 +195,16 @@ def test_half_a_character_is_replaced():
     assert tokenizer.decode(np.array([])) == ""
 
 
+@given(st.text(), st.lists(st.integers(0, 255)))
+@example("".join(AWKWARD), [])
+def test_pieces_are_the_text(content, more):
+    """Of any tokens; of a text, without a half of a character."""
+    tokens = PAIRS.encode(content).tolist()
+    found = list(tokenizers.pieces(PAIRS, tokens))
+    assert "".join(found) == content and ("\ufffd" in content or not any("\ufffd" in piece for piece in found))
+    assert "".join(tokenizers.pieces(PAIRS, tokens + more)) == PAIRS.decode(np.array(tokens + more))
+
+
 # the file
 
 

@@ -12,6 +12,7 @@ from deeplearn.errors import UserError
 from deeplearn.losses import cross_entropy
 from deeplearn.models import gpt
 from deeplearn.models.gpt import GPT, Architecture
+from deeplearn.optimizers.transformations import weights
 
 SMALL = Architecture(vocabulary=11, length=12, width=16, depth=3, heads=4)
 VARIANTS = [
@@ -31,6 +32,64 @@ def made(**fields):
     model = GPT(SMALL._replace(**fields))
     params = model.init(jax.random.key(0), draw(0))["params"]
     return model, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def test_the_parameters_are_drawn_as_gpt_2s():
+    """From N(0, 0.02^2), and what adds to the residual stream so that its 2 depth sums have the variance of one."""
+    params = GPT(SMALL._replace(width=64)).init(jax.random.key(0), draw(0))["params"]
+    layers = params["layers"]
+    for wanted, drawn in (
+        (0.02, [params["token_embedding"], params["position_embedding"]]),
+        (0.02, [layers[name]["kernel"] for name in ("qkv", "up")]),
+        (0.02 / 6**0.5, [layers[name]["kernel"] for name in ("out", "down")]),
+    ):
+        np.testing.assert_allclose([x.std() for x in drawn], wanted, rtol=0.1)
+    assert jnp.abs(layers["up"]["kernel"][0] - layers["up"]["kernel"][1]).max() > 0.01
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name in ("bias", "scale"):
+            np.testing.assert_array_equal(x, float(name == "scale"))
+
+
+@pytest.mark.parametrize("kind", ["learned", "rotary", "alibi"])
+def test_where_tokens_stand_is_known(kind):
+    """To one layer of attention, for which without positions they would be a set."""
+    model, params = made(positions=kind, depth=1)
+    tokens = draw(1).at[:, 2].set(3).at[:, 5].set(4)
+    other = tokens.at[:, 2].set(4).at[:, 5].set(3)
+    last = [model.apply({"params": params}, x)[:, -1] for x in (tokens, other)]
+    assert (jnp.abs(last[0] - last[1]).max(axis=-1) > 1e-3).all()
+
+
+def test_rotary_rms_swiglu_and_shared_keys_by_their_formulas():
+    model, params = made(**VARIANTS[1])
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    rms = lambda x, scale: x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-5) * scale  # noqa: E731
+    angles = np.arange(12)[:, None] * 10_000.0 ** -(np.arange(2) / 2)
+
+    def turned(x):
+        z = (x[:, :2] + 1j * x[:, 2:]) * np.exp(1j * angles)
+        return np.concatenate([z.real, z.imag], axis=-1)
+
+    def attend(q, k, v):
+        shares = np.exp(turned(q) @ turned(k).T / 2) * np.tri(12)
+        return shares / shares.sum(axis=-1, keepdims=True) @ v
+
+    def logits(tokens):
+        x = p["token_embedding"][tokens]
+        for i in range(3):
+            layer = jax.tree.map(lambda x: x[i], p["layers"])  # noqa: B023
+            y = rms(x, layer["attention_norm"]["scale"]) @ layer["qkv"]["kernel"]
+            y = y.reshape(12, 2, 4, 4)  # two groups of two queries, a key and a value of 4 features
+            heads = [attend(y[:, n, m], y[:, n, 2], y[:, n, 3]) for n in range(2) for m in range(2)]
+            x = x + np.concatenate(heads, axis=-1) @ layer["out"]["kernel"]
+            y = rms(x, layer["mlp_norm"]["scale"])
+            gate = y @ layer["gate"]["kernel"]
+            x = x + (gate / (1 + np.exp(-gate)) * (y @ layer["up"]["kernel"])) @ layer["down"]["kernel"]
+        return rms(x, p["norm"]["scale"]) @ p["token_embedding"].T
+
+    wanted = [logits(tokens) for tokens in np.asarray(draw(1))]
+    np.testing.assert_allclose(model.apply({"params": params}, draw(1)), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
@@ -133,11 +192,27 @@ def test_every_parameter_has_names():
             assert found and len(found[0]) == leaf.ndim, name
 
 
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_weight_decay_is_of_matrices_and_tables(fields):
+    """As nanoGPT's: of every parameter but biases and the norms' scales."""
+    model = GPT(SMALL._replace(**fields))
+    decays = weights(jax.eval_shape(model.init, jax.random.key(0), draw(0))["params"])
+    for path, decayed in jax.tree_util.tree_leaves_with_path(decays):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        assert decayed == (name not in ("bias", "scale")), path
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"heads": 3}, "3 heads do not divide the width, 16"),
         ({"kv_heads": 3}, "kv_heads 3 does not divide heads 4"),
+        ({"kv_heads": 8}, "kv_heads 8 does not divide heads 4"),
+        ({"heads": 0}, "heads is 0; it must be at least 1"),
+        ({"kv_heads": -1}, "kv_heads is -1; it must be at least 1"),
+        ({"width": -16}, "width is -16; it must be at least 1"),
+        ({"depth": 0}, "depth is 0; it must be at least 1"),
+        ({"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
         ({"positions": "learnt"}, "learned"),
         ({"norm": "batch"}, "norm"),
         ({"mlp": "relu"}, "mlp"),

@@ -116,6 +116,14 @@ def test_muon_steps_a_convolution_as_one_matrix_and_all_else_by_adam():
     assert np.all(np.abs(singular / (0.2 * 18**0.5) - 1) < 0.4)
 
 
+def test_muon_steps_each_of_a_models_layers_by_itself():
+    """Whose kernels are one array."""
+    grads = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    muon = optimizers.make("muon", learning_rate=1.0)
+    found = first(muon, {"layers": {"kernel": grads}}, {"layers": {"kernel": grads}})["layers"]["kernel"]
+    close(found, jnp.stack([first(muon, {"kernel": g}, {"kernel": g})["kernel"] for g in grads]), rtol=1e-4)
+
+
 def test_sophia_divides_by_the_hessian():
     hessian = jnp.array([100.0, 400.0])
 

@@ -15,6 +15,8 @@ def params():
         "norm": {"scale": (4,), "bias": (2, 4)},  # a stack of biases
         "embed": {"embedding": (5, 4)},
         "dense": {"kernel": (4, 6), "bias": (6,)},
+        "layers": {"dense": {"kernel": (3, 4, 6), "bias": (3, 6)}},  # of all, each one array
+        "token_embedding": (5, 4),
     }
 
     def draw(shape):
@@ -38,6 +40,8 @@ def test_weights_are_matrices_by_name(params):
         "norm": {"scale": False, "bias": False},
         "embed": {"embedding": True},
         "dense": {"kernel": True, "bias": False},
+        "layers": {"dense": {"kernel": True, "bias": False}},
+        "token_embedding": True,
     }
     assert not transformations.weights(params, ("kernel",))["embed"]["embedding"]
     assert not transformations.weights({"kernel": jnp.zeros(3)})["kernel"]
@@ -81,6 +85,9 @@ def test_max_norm_bounds_the_incoming_weights_of_each_unit(params):
         norm = np.sqrt(np.square(free).sum(inputs))  # (units,)
         assert np.any(norm > 1.5) and (layer == "conv" or np.any(norm < 1.5))
         close(new[layer]["kernel"], free * np.minimum(1, 1.5 / norm))
+    alone = {"kernel": params["layers"]["dense"]["kernel"][1]}
+    updates, _ = project.update(constant(alone), project.init(alone), alone)
+    close(new["layers"]["dense"]["kernel"][1], optax.apply_updates(alone, updates)["kernel"])
     for layer, name in (("norm", "scale"), ("embed", "embedding"), ("dense", "bias"), ("conv", "bias")):
         close(new[layer][name], params[layer][name] + step[layer][name])
 

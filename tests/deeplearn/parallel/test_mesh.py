@@ -103,6 +103,12 @@ def test_check_batch_size(text, size, nearest):
             mesh.check_batch_size(size, mesh.parse(text))
 
 
+def test_each_part_of_a_batch_is_divided():
+    mesh.check_batch_size(32, mesh.parse("data:8"), accumulate=4)
+    with pytest.raises(UserError, match="batch_size 480 .* = 8 devices, 40 times: 320 or 640 would"):
+        mesh.check_batch_size(480, mesh.parse("data:8"), accumulate=40)
+
+
 ROWS = [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4), ("data:2,sequence:4", 8)]
 
 

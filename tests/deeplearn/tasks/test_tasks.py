@@ -8,6 +8,7 @@ from deeplearn import metrics
 from deeplearn.tasks import transformations
 from deeplearn.tasks.classification import classification
 from deeplearn.tasks.regression import regression
+from deeplearn.tasks.task import Task
 
 
 class Net(nn.Module):
@@ -105,6 +106,12 @@ def test_regularize(task, key):
     np.testing.assert_allclose(loss, plain + penalty, rtol=1e-5)
     assert both.evaluate is task.evaluate
     assert transformations.regularize(task) is task
+
+
+def test_biases_of_all_layers_in_one_array_have_no_penalty(key):
+    params = {"layers": {"dense": {"kernel": jnp.ones((3, 2, 4)), "bias": jnp.ones((3, 4)), "scale": jnp.ones((3, 4))}}}
+    constant = Task(None, lambda *_: (jnp.float32(0), ({}, {})), None, None)
+    assert transformations.regularize(constant, l2=2.0).loss(params, {}, {}, key)[0] == 24
 
 
 def test_preprocess_everywhere_and_augment_in_training_only(task, key):
