@@ -8,6 +8,8 @@ import os
 flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if importlib.metadata.version("jax").startswith("0.10."):
     flags += " --xla_cpu_use_fusion_emitters=false"
+# A device may wait for the others a long time where the machine has more to do; XLA would give up after 40 s.
+flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Devices that wait for each other in a collective hold a thread each; XLA's pool has one a core.

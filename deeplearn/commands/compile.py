@@ -64,12 +64,9 @@ def describe(analysis) -> str:
     lines = [f"{head}; compiled by {a.topology.compiler} in {a.seconds:.0f} s", "", "on a device"]
     lines += [f"  {name:18} {binary(size):>10}" for name, size in (*parts.items(), ("total", memory.total))]
     if memory.activations is not None:
-        lines[-3] += f", of which activations {binary(memory.activations)}"
-    lines[-1] += f" of {binary(chip.memory)}: " + (
-        f"fits, {binary(chip.memory - memory.total)} are left"
-        if memory.total <= chip.memory
-        else f"does not fit, {binary(memory.total - chip.memory)} are missing"
-    )
+        lines[-3] += f", of which activations at most {binary(memory.activations)}"
+    left = f"fits, {binary(memory.available - memory.total)} are left"
+    lines[-1] += f" of {binary(memory.available)}: {left if a.fits else missing(memory)}"
     if not a.fits:
         lines += ["", "less memory: --config.accumulate=N, --config.remat=full, more fsdp in the mesh"]
     if a.cost is None:
@@ -100,13 +97,17 @@ def describe(analysis) -> str:
     )
 
 
+def missing(memory) -> str:
+    return f"does not fit, {binary(memory.total - memory.available)} are missing"
+
+
 def line(analysis) -> str:
     """A mesh in a line."""
     from deeplearn.parallel import ahead
 
     a = analysis
     if not a.fits:
-        return f"{ahead.text(a.mesh)}: does not fit, {binary(a.memory.total - a.topology.chip.memory)} are missing"
+        return f"{ahead.text(a.mesh)}: {missing(a.memory)}"
     times = ", ".join(f"{name} {decimal(seconds, 's')}" for name, seconds in a.times.items())
     return f"{ahead.text(a.mesh)}: {times}; MFU at most {a.mfu:.1%}; {binary(a.memory.total)} a device"
 
@@ -125,9 +126,10 @@ def ranking(found) -> str:
 
 def decimal(value: float, unit: str) -> str:
     """Three digits and a prefix: 1.47 GFLOP."""
-    prefixes = {18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}
-    exponent = next((n for n in prefixes if value >= 10**n), 0)
-    return f"{value / 10**exponent:.3g} {prefixes[exponent]}{unit}"
+    prefixes = {21: "Z", 18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}
+    rounded = float(f"{value:.3g}")
+    exponent = next((n for n in prefixes if rounded >= 10**n), 0)
+    return f"{rounded / 10**exponent:.3g} {prefixes[exponent]}{unit}"
 
 
 def binary(size: float) -> str:

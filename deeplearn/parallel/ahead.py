@@ -28,6 +28,7 @@ class Memory(NamedTuple):
       activations: those of them that the forward pass keeps for the backward pass, at most; None too where they were
         not asked for.
       total: with what the compiler adds: padding, and the program itself.
+      available: of the device's memory: all, or what a compiler that refuses says, which keeps some for itself.
     """
 
     parameters: int
@@ -36,6 +37,7 @@ class Memory(NamedTuple):
     temporaries: int | None
     activations: int | None
     total: int
+    available: int
 
 
 class Analysis(NamedTuple):
@@ -59,7 +61,7 @@ class Analysis(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        return self.cost is not None and self.memory.total <= self.topology.chip.memory
+        return self.cost is not None and self.memory.total <= self.memory.available
 
     @property
     def devices(self) -> int:
@@ -101,9 +103,9 @@ def analyse(experiment: Experiment, topology: Topology, model_flops: float, acti
     try:
         compiled = built.chunk.lower(state, data, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     except jax.errors.JaxRuntimeError as error:
-        if (total := needed(str(error), sum(parts))) is None:
+        if (refused := needed(str(error), sum(parts))) is None:
             raise
-        memory, found = Memory(*parts, None, None, total), None
+        memory, found = Memory(*parts, None, None, *refused), None
     else:
         used, found = compiled.memory_analysis(), cost.of(compiled.as_text())
         total = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
@@ -112,7 +114,7 @@ def analyse(experiment: Experiment, topology: Topology, model_flops: float, acti
         if activations:
             left = built.kept.lower(state, data).compile().memory_analysis().output_size_in_bytes
             kept = min(left, used.temp_size_in_bytes)
-        memory = Memory(*parts, used.temp_size_in_bytes, kept, total)
+        memory = Memory(*parts, used.temp_size_in_bytes, kept, total, int(topology.chip.memory))
     chip = topology.chip
     return Analysis(
         topology=topology,
@@ -165,16 +167,20 @@ def on_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def needed(message: str, arguments: int) -> int | None:
-    """Bytes that a TPU's program needs, as its compiler says that refuses it; None for what is another error.
+def needed(message: str, arguments: int) -> tuple[int, int] | None:
+    """Bytes that a TPU's program needs and may have, as its compiler says that refuses it; None for another error.
 
-    >>> needed("total memory required for HLO temporaries (1.5G) exceeds available HBM (1.00G)", 0) / 2**30
-    1.5
+    >>> found = needed("total memory required for HLO temporaries (1.5G) exceeds available HBM (1.00G)", 2**29)
+    >>> [size / 2**30 for size in found]
+    [2.0, 1.0]
     """
-    if all_of_it := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message):
-        number, unit = all_of_it.groups()
-    elif temporaries := re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", message):
-        number, unit = temporaries.groups()
-    else:
+    size = r"([\d.]+[KMGT]?)"
+    everything = re.search(rf"Used {size} of {size} hbm", message)
+    found = everything or re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    if found is None:
         return None
-    return int(float(number) * 1024 ** " KMGT".index(unit or " ")) + (0 if all_of_it else arguments)
+    digits = "0123456789."
+    asked, available = (
+        int(float(n.rstrip("KMGT")) * 1024 ** " KMGT".index(n.lstrip(digits) or " ")) for n in found.groups()
+    )
+    return asked + (0 if everything else arguments), available

@@ -142,21 +142,23 @@ def batch_parts(mesh: Mesh) -> int:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises UserError, with the nearest sizes that would do, unless data x fsdp divides each part of the batch.
+    """Raises UserError, with what would do, unless data x fsdp divides each of the `accumulate` parts of a batch.
 
-    accumulate: how many parts there are, one after another.
-
-    >>> check_batch_size(64, parse("data:1"))
+    >>> check_batch_size(64, parse("data:1"), accumulate=4)
     """
     devices = batch_parts(mesh)
-    parts = devices * accumulate
-    if batch_size < 1 or batch_size % parts:
-        below = batch_size // parts * parts
-        nearest = " or ".join(str(size) for size in (below, below + parts) if size > 0)
-        each = f", {accumulate} times" if accumulate > 1 else ""
-        raise errors.UserError(
-            f"batch_size {batch_size} does not divide over data x fsdp = {devices} devices{each}: {nearest} would"
-        )
+    if batch_size > 0 and batch_size % (devices * accumulate) == 0:
+        return
+    each, rest = divmod(batch_size, devices)
+    if each and not rest:  # then fewer parts will do
+        remedy = f"accumulate {max(n for n in range(1, accumulate) if each % n == 0)}"
+    else:
+        below = batch_size // (devices * accumulate) * devices * accumulate
+        remedy = " or ".join(str(size) for size in (below, below + devices * accumulate) if size > 0)
+    parts = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
+    raise errors.UserError(
+        f"batch_size {batch_size}{parts} does not divide over data x fsdp = {devices} devices: {remedy} would"
+    )
 
 
 def _sizes(text: str) -> dict[str, int]:

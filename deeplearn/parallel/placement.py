@@ -104,7 +104,8 @@ def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES, logical: dict[
     An axis that does not divide its dimension leaves it whole, and so does an axis of size 1. A parameter
     that no rule matches is replicated.
 
-    Raises UserError for a rule with an axis that the mesh lacks, or with more or fewer axes than dimensions.
+    Raises UserError for a rule with an axis that the mesh lacks or that it gives twice, or with more or fewer axes than
+    dimensions.
 
     >>> from deeplearn.parallel import mesh
     >>> shardings = place({"kernel": jax.numpy.zeros((128, 64))}, mesh.parse("data:1"))
@@ -167,8 +168,8 @@ def gather(params: Params, shardings: Any, rules: Sequence[Rule] = RULES) -> Par
     """
 
     def together(path, x, sharding):
-        axes = _first(rules, _name(path))
-        if isinstance(axes, tuple) and "layers" in axes:
+        named = (axes for pattern, axes in rules if isinstance(axes, tuple) and re.search(pattern, _name(path)))
+        if any("layers" in axes for axes in named):  # whichever rule decided where they lie
             return jax.lax.with_sharding_constraint(x, sharding)
         spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
         return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
@@ -233,9 +234,11 @@ def _spec(name: str, shape: Shape, axes: Axes, mesh: Mesh) -> PartitionSpec:
         raise errors.UserError(
             f"the placement rule for {name} has {len(axes)} axes, the shape is {shape}: give one a dimension"
         )
-    for axis in axes:
-        if axis is not None and axis not in mesh.shape:
+    for axis in filter(None, axes):
+        if axis not in mesh.shape:
             raise errors.unknown("mesh axis", axis, mesh.shape)
+        if axes.count(axis) > 1:
+            raise errors.UserError(f"placement gives {axis} to {axes.count(axis)} dimensions of {name}: give it to one")
     sizes = [mesh.shape.get(axis, 1) for axis in axes]
     kept = [a if n > 1 and size % n == 0 else None for a, n, size in zip(axes, sizes, shape, strict=True)]
     while kept and kept[-1] is None:

@@ -34,12 +34,11 @@ class Chip(NamedTuple):
     options: dict = {}
 
 
+_V4 = "docs.cloud.google.com/tpu/docs/v4; six links of 50 GB/s: Jouppi et al. 2023, TPU v4"
 _TPU7X = "docs.cloud.google.com/tpu/docs/tpu7x"
 CHIPS = {
-    "v4": Chip(
-        275e12, 275e12, 32 * GIB, 1200e9, 300e9, "cloud.google.com/tpu/docs/v4", {"chip_config_name": "megacore"}
-    ),
-    "v5e": Chip(197e12, 197e12, 16 * GIB, 819e9, 200e9, "cloud.google.com/tpu/docs/v5e"),
+    "v4": Chip(275e12, 275e12, 32 * GIB, 1200e9, 300e9, _V4, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, 197e12, 16 * GIB, 819e9, 200e9, "docs.cloud.google.com/tpu/docs/v5e"),
     "v5p": Chip(459e12, 459e12, 95 * GIB, 2765e9, 600e9, _TPU7X),
     "v6e": Chip(918e12, 918e12, 32 * GIB, 1638e9, 400e9, _TPU7X),
     "TPU7x": Chip(2307e12 / 2, 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, _TPU7X),  # a chip is two devices

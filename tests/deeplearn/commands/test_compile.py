@@ -85,6 +85,8 @@ def test_mistakes_give_one_line(arguments, said):
     "written, value, text",
     [
         (command.decimal, (1.474e9, "FLOP"), "1.47 GFLOP"),
+        (command.decimal, (999.6e9, "B"), "1 TB"),
+        (command.decimal, (1.2e21, "FLOP"), "1.2 ZFLOP"),
         (command.decimal, (0.0, "B"), "0 B"),
         (command.decimal, (0.0000123, "s"), "12.3 µs"),
         (command.decimal, (2e-9, "s"), "2 ns"),

@@ -154,6 +154,10 @@ def test_the_placement_is_shown_before_a_run_on_several_devices(run, fragile):
     lines = err.splitlines()
     assert status == 0 and ["path", "shape", "axes", "bytes", "a", "device"] in [line.split() for line in lines], err
     assert any(line.startswith("opt_state/") for line in lines) and any(line.startswith("total") for line in lines)
+    status, _, err = run("evaluate", "--workdir=run")
+    assert status == 2 and "mesh fsdp:2 needs 2 devices, there are 1" in err
+    status, out, err = run("evaluate", "--workdir=run", "--mesh=data:1")
+    assert status == 0 and "360 examples" in out, err
     status, _, err = run(*flags[:2], "--workdir=one", *flags[3:], "--config.mesh=data:1")
     assert status == 0 and "bytes a device" not in err
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from deeplearn import experiment
+from deeplearn.commands import compile as command
 from deeplearn.data import blank
 from deeplearn.errors import UserError
 from deeplearn.parallel import ahead, cost, topologies
@@ -28,6 +29,12 @@ def test_flops_of_a_transformer(size):
     depth, _, width = params["layers"]["out"]["kernel"].shape
     tokens = 4 * 2048
     assert ahead.model_flops(e) == 6 * in_products * tokens + 12 * 2048 * width * depth * tokens
+
+
+@pytest.mark.parametrize("name, fields", [("gpt2", {}), *(("gpt3", {"size": size}) for size in ("125m", "175b"))])
+def test_recipes_for_many_devices_divide_over_eight(name, fields):
+    e = build(name, **fields)
+    meshes.check_batch_size(e.batch_size, meshes.parse("fsdp:8"), e.config.accumulate)
 
 
 def test_flops_of_a_network():
@@ -58,22 +65,25 @@ def test_every_division():
 @pytest.mark.parametrize(
     "message, gibibytes",
     [
-        ("XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.", 21.5),
-        ("the total memory required for HLO temporaries (1.25T) exceeds available HBM (95.74G).", 1280 + 1),
-        ("the total memory required for HLO temporaries (512M) exceeds available HBM (1.00M).", 0.5 + 1),
+        (
+            "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.",
+            (21.5, 15.75),
+        ),
+        ("the total memory required for HLO temporaries (1.25T) exceeds available HBM (95.75G).", (1280 + 1, 95.75)),
+        ("the total memory required for HLO temporaries (512M) exceeds available HBM (1.00M).", (0.5 + 1, 2**-10)),
         ("Mosaic failed to compile TPU kernel", None),
     ],
 )
 def test_what_a_refusal_says(message, gibibytes):
     """Of temporaries alone, or of everything."""
     found = ahead.needed(message, 2**30)
-    assert found is None if gibibytes is None else found == gibibytes * 2**30
+    assert found is None if gibibytes is None else found == tuple(size * 2**30 for size in gibibytes)
 
 
-def analysis(flops=1e12, moved=1e9, sent=0.0, total=2**30, **fields):
+def analysis(flops=1e12, moved=1e9, sent=0.0, total=2**30, available=2**31, **fields):
     chip = topologies.Chip(flops=1e12, single=5e11, memory=2**31, bandwidth=1e9, network=1e9, source="nowhere")
     machine = topologies.Topology("v5p:2x2x1", chip, [None] * 4, "a compiler")
-    memory = ahead.Memory(1, 2, 3, 4, 5, total)
+    memory = ahead.Memory(1, 2, 3, 4, 5, total, available)
     spent = cost.Cost(flops, moved, Counter(), Counter(), Counter({"all-reduce": sent}))
     values = {"mesh": {"data": 4, "fsdp": 1}, "seconds": 1.0, "batch": 8, "model_flops": 2e12, "peak": 1e12}
     return ahead.Analysis(**{"topology": machine, "memory": memory, "cost": spent, **values, **fields})
@@ -87,6 +97,15 @@ def test_the_slowest_limits(limit, step):
 
 def test_it_fits():
     assert analysis().fits and not analysis(total=2**31 + 1).fits and not analysis(cost=None).fits
+
+
+def test_what_the_compiler_keeps_for_itself():
+    """A program that it refuses does not fit, though the chip had room for it."""
+    refused = analysis(cost=None, total=2**31 - 2**24, available=2**31 - 2**25)
+    for said in (command.describe(refused), command.line(refused), command.ranking([refused])):
+        assert "does not fit" in said and " fits, " not in said
+    assert "of 2.0 GiB: does not fit, 16.0 MiB are missing" in command.describe(refused)
+    assert "of 2.0 GiB: fits, 1.0 GiB are left" in command.describe(analysis())
 
 
 @pytest.mark.parametrize(

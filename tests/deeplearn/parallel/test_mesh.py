@@ -83,30 +83,30 @@ def test_a_mesh_fills_its_sizes_or_is_refused(sizes):
 
 
 @pytest.mark.parametrize(
-    "text, size, nearest",
+    "text, size, accumulate, said",
     [
-        ("data:1", 7, None),
-        ("data:8", 64, None),
-        ("data:4,tensor:2", 4, None),
-        ("data:2,sequence:4", 6, None),
-        ("data:8", 60, "batch_size 60 does not divide over data x fsdp = 8 devices: 56 or 64 would"),
-        ("data:2,fsdp:4", 12, "= 8 devices: 8 or 16 would"),
-        ("fsdp:2,tensor:4", 1, "= 2 devices: 2 would"),
-        ("data:8", 0, "= 8 devices: 8 would"),
+        ("data:1", 7, 1, None),
+        ("data:8", 64, 1, None),
+        ("data:8", 64, 8, None),
+        ("data:4,tensor:2", 4, 1, None),
+        ("data:2,sequence:4", 6, 3, None),
+        ("data:8", 60, 1, "batch_size 60 does not divide over data x fsdp = 8 devices: 56 or 64 would"),
+        ("data:2,fsdp:4", 12, 1, "= 8 devices: 8 or 16 would"),
+        ("fsdp:2,tensor:4", 1, 1, "= 2 devices: 2 would"),
+        ("data:8", 0, 1, "= 8 devices: 8 would"),
+        ("data:8", 480, 40, "batch_size 480 in accumulate = 40 parts does not divide over data x fsdp = 8 devices"),
+        ("data:8", 480, 40, "8 devices: accumulate 30 would"),
+        ("data:1", 294, 40, "1 devices: accumulate 21 would"),
+        ("data:8", 8, 4, "8 devices: accumulate 1 would"),
+        ("data:8", 60, 4, "in accumulate = 4 parts does not divide over data x fsdp = 8 devices: 32 or 64 would"),
     ],
 )
-def test_check_batch_size(text, size, nearest):
-    if nearest is None:
-        mesh.check_batch_size(size, mesh.parse(text))
+def test_check_batch_size(text, size, accumulate, said):
+    if said is None:
+        mesh.check_batch_size(size, mesh.parse(text), accumulate)
     else:
-        with pytest.raises(UserError, match=re.escape(nearest)):
-            mesh.check_batch_size(size, mesh.parse(text))
-
-
-def test_each_part_of_a_batch_is_divided():
-    mesh.check_batch_size(32, mesh.parse("data:8"), accumulate=4)
-    with pytest.raises(UserError, match="batch_size 480 .* = 8 devices, 40 times: 320 or 640 would"):
-        mesh.check_batch_size(480, mesh.parse("data:8"), accumulate=40)
+        with pytest.raises(UserError, match=re.escape(said)):
+            mesh.check_batch_size(size, mesh.parse(text), accumulate)
 
 
 ROWS = [("data:1", 16), ("data:8", 2), ("data:2,fsdp:4", 2), ("data:4,tensor:2", 4), ("data:2,sequence:4", 8)]

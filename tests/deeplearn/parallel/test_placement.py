@@ -133,6 +133,7 @@ def test_rules(rules, shape, expected):
     [
         (("fsdp",), "the placement rule for layer/w has 1 axes, the shape is (8, 8): give one a dimension"),
         (("fsd", None), "unknown mesh axis 'fsd'; did you mean fsdp?"),
+        (("fsdp", "embed"), "placement gives fsdp to 2 dimensions of layer/w: give it to one"),
     ],
 )
 def test_a_wrong_rule_names_its_remedy(axes, message):
