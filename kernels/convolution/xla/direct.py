@@ -105,7 +105,7 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
     """x (N, H, W, C), dy (N, H', W', K) -> dw (kh, kw, C, K), summed over chunks of images that fit the cache.
 
     A chunk of n images is one convolution: an "image" (H, W C) of n channels by a kernel (H', W') of n channels, whose
-    columns are C apart. In its row d i and its column (d j, c) it has dw[i, j, c].
+    columns are C apart. In its row d i and its column (j, c) it has dw[i, j, c]. Dilated, it is one for each j.
     """
     images, channels, features = x.shape[0], x.shape[3], dy.shape[3]
     rows, columns = (d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
@@ -114,18 +114,30 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
         for s, m, n, (low, _) in zip(strides, dy.shape[1:3], (rows, columns), padding, strict=True)
     ]
     sides = [(low, max(u - n, 0)) for (low, _), u, n in zip(padding, used, x.shape[1:3], strict=True)]
-    sides[1] = tuple(channels * p for p in sides[1])
+
+    # Columns of the kernel that are neighbours make one convolution; those between the taps would be computed too.
+    runs = [(0, columns)] if dilation[1] == 1 else [(dilation[1] * j, 1) for j in range(kernel[1])]
 
     def contract(x, dy):
         x = x[:, : used[0], : used[1]].transpose(1, 2, 3, 0)  # (H, W, C, n)
+        x = x.reshape(1, x.shape[0], -1, x.shape[3])  # (1, H, W C, n)
+        dy = dy.transpose(1, 2, 0, 3)  # (H', W', n, K)
+        return jnp.concatenate([of_columns(x, dy, *run) for run in runs], axis=2)  # (1, kh, kw C, K)
+
+    def of_columns(x, dy, first, count):
+        low, width = first - padding[1][0], x.shape[2] // channels
+        high = low + strides[1] * (dy.shape[1] - 1) + count
+        if high <= 0 or low >= width:  # padding alone
+            return jnp.zeros((1, kernel[0], count * channels, features), x.dtype)
+        inside = x[:, :, channels * max(low, 0) : channels * high]
         return lax.conv_general_dilated(
-            x.reshape(1, x.shape[0], -1, x.shape[3]),  # (1, H, W C, n)
-            dy.transpose(1, 2, 0, 3),  # (H', W', n, K)
+            inside,
+            dy,
             window_strides=(dilation[0], 1),
-            padding=sides,
+            padding=(sides[0], (channels * max(-low, 0), channels * max(high - width, 0))),
             rhs_dilation=(strides[0], channels * strides[1]),
             dimension_numbers=LAYOUT,
-        )  # (1, kh, columns C, K)
+        )  # (1, kh, count C, K)
 
     fit = max(CHUNK_BYTES * images // (4 * (x.size + dy.size)), 1 if features > NARROW else 2 * NARROW)
     chunk = min(images, 1 << (fit.bit_length() - 1))
@@ -136,8 +148,8 @@ def _weight_gradient(x, dy, *, kernel: Pair, strides: Pair, padding: Pairs, dila
         groups = (a[: images - rest].reshape(chunk, -1, *a.shape[1:]) for a in (x, dy))  # (n, G, ...)
         return dw + contract(*(lax.dynamic_index_in_dim(a, i, axis=1, keepdims=False) for a in groups))
 
-    dw, *_ = varying((jnp.zeros((1, kernel[0], columns * channels, features), x.dtype), x, dy))
+    dw, *_ = varying((jnp.zeros((1, kernel[0], kernel[1] * channels, features), x.dtype), x, dy))
     dw = lax.fori_loop(0, images // chunk, add, dw)
     if rest:
         dw = dw + contract(x[-rest:], dy[-rest:])
-    return dw.reshape(kernel[0], columns, channels, features)[:, :: dilation[1]]
+    return dw.reshape(*kernel, channels, features)

@@ -69,6 +69,22 @@ def test_every_geometry(axes, images, module):
     check(module, (images, *size, 6 if groups > 1 else 17), w, strides, padding, dilation, groups)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (5, 4)])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("dilation", [(1, 2), 3])
+def test_dilation(dilation, strides, size):
+    """Of taps too that see nothing but padding, at either side."""
+    check(direct, (3, *size, 17), (3, 3, 17, 18), strides, "SAME", dilation)
+    check(direct, (3, *size, 17), (2, 2, 17, 18), strides, ((0, 3), (4, 3)), dilation)
+
+
+def test_a_dilated_gradient_computes_no_columns_between_the_taps():
+    """One convolution for each column of the kernel, of one column each."""
+    window, (x, w, dy) = operands(((2, 16, 16, 17), (3, 3, 17, 18), 1, "SAME", 4, 1))
+    program = str(jax.make_jaxpr(lambda x, dy: direct.weight_gradient(window, x, dy, (3, 3)))(x, dy))
+    assert program.count("f32[1,3,17,18] = conv_general_dilated") == 3
+
+
 @pytest.mark.parametrize("strides", [1, 2, (3, 1)])
 @pytest.mark.parametrize("padding", ["SAME", 1, ((2, 0), (0, 3))])
 def test_one_tap(strides, padding):
