@@ -6,6 +6,7 @@ Temperature 0 takes the likeliest token each time. The same seed writes the same
 """
 
 import math
+import os
 import sys
 
 from absl import flags
@@ -60,7 +61,10 @@ def main() -> None:
         top_p=TOP_P.value,
     )
     sys.stdout.write(PROMPT.value)
-    for piece in tokenizers.pieces(tokenizer, (token for (token,) in tokens)):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    print()
+    try:
+        for piece in tokenizers.pieces(tokenizer, (token for (token,) in tokens)):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print(flush=True)
+    except BrokenPipeError:  # who reads, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes what is left, at its end

@@ -78,6 +78,13 @@ def test_a_seed_writes_the_same_again(run, trained):
     assert texts[0] == texts[1] != texts[2] and set(texts[0].strip()) <= set("abcdef")
 
 
+def test_a_reader_that_has_had_enough(start, trained):
+    process = start("generate", f"--workdir={trained}", "--prompt=cd", "--tokens=2000", "--temperature=0")
+    assert process.stdout.read(5) == "cdefa"
+    process.stdout.close()
+    assert (process.wait(timeout=300), process.stderr.read()) == (0, "")
+
+
 def test_a_run_on_more_devices_than_there_are_here(run, trained, tmp_path):
     """The mesh is no part of a run."""
     shutil.copytree(trained, tmp_path / "run")

@@ -143,6 +143,17 @@ def test_dropout_is_of_training_and_of_the_key():
     np.testing.assert_array_equal(run(one, train=False), made()[0].apply({"params": params}, draw(1)))
 
 
+def test_not_all_layers_drop_the_same():
+    """Of ones that each of three adds to nothing, some are dropped by one or two of them."""
+    model = GPT(SMALL._replace(vocabulary=16, dropout=0.5, norm="rms", positions="rotary", tied=False))
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), draw(0))["params"])
+    params["layers"]["down"]["bias"] += 1
+    params["norm"]["scale"] += 1
+    params["head"]["kernel"] += jnp.eye(16)
+    logits = model.apply({"params": params}, draw(1), True, rngs={"dropout": jax.random.key(1)})
+    assert len(np.unique(np.asarray(logits[0, 0]).round(3))) > 2
+
+
 def test_bfloat16_computes_near_float32():
     model, params = made()
     short = GPT(SMALL._replace(dtype=jnp.bfloat16))
