@@ -35,6 +35,10 @@ def test_what_is_left(top_k, top_p, kept):
     np.testing.assert_array_equal(left[0, jnp.array(sorted(kept))], LOGITS[0, jnp.array(sorted(kept))])
 
 
+def test_what_comes_to_p_exactly_is_enough():
+    assert np.isfinite(sampling.truncate(jnp.zeros((1, 4)), top_p=0.5)).tolist() == [[True, True, False, False]]
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12), st.integers(0, 14), st.floats(0, 1, width=32))
 def test_the_likeliest_always_stays(logits, top_k, top_p):
