@@ -56,7 +56,8 @@ def describe(analysis) -> str:
     from deeplearn.parallel import ahead
 
     a, chip, memory = analysis, analysis.topology.chip, analysis.memory
-    head = f"{a.topology.name}, mesh {ahead.text(a.mesh)} of {a.devices} devices"
+    idle = len(a.topology.devices) - a.devices
+    head = f"{a.topology.name}, mesh {ahead.text(a.mesh)} of {a.devices} devices" + f" ({idle} are idle)" * (idle > 0)
     parts = {name: getattr(memory, name) for name in ("parameters", "optimizer", "data")}
     if a.cost:
         rest = memory.total - sum(parts.values()) - memory.temporaries
@@ -129,7 +130,7 @@ def decimal(value: float, unit: str) -> str:
     prefixes = {21: "Z", 18: "E", 15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n"}
     rounded = float(f"{value:.3g}")
     exponent = next((n for n in prefixes if rounded >= 10**n), 0)
-    return f"{rounded / 10**exponent:.3g} {prefixes[exponent]}{unit}"
+    return f"{value / 10**exponent:.3g} {prefixes[exponent]}{unit}"
 
 
 def binary(size: float) -> str:

@@ -86,6 +86,7 @@ def test_mistakes_give_one_line(arguments, said):
     [
         (command.decimal, (1.474e9, "FLOP"), "1.47 GFLOP"),
         (command.decimal, (999.6e9, "B"), "1 TB"),
+        (command.decimal, (2765e9, "B"), "2.77 TB"),
         (command.decimal, (1.2e21, "FLOP"), "1.2 ZFLOP"),
         (command.decimal, (0.0, "B"), "0 B"),
         (command.decimal, (0.0000123, "s"), "12.3 µs"),

@@ -108,6 +108,11 @@ def test_what_the_compiler_keeps_for_itself():
     assert "of 2.0 GiB: fits, 1.0 GiB are left" in command.describe(analysis())
 
 
+@pytest.mark.parametrize("data, said", [(4, "data:4 of 4 devices; "), (2, "data:2 of 2 devices (2 are idle); ")])
+def test_devices_that_a_mesh_leaves_out(data, said):
+    assert said in command.describe(analysis(mesh={"data": data, "fsdp": 1}))
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
