@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 
 def varying(arrays: Any) -> Any:
@@ -17,3 +18,9 @@ def varying(arrays: Any) -> Any:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(mark, arrays)
+
+
+def automatic() -> bool:
+    """Whether the mesh at hand has axes that XLA's partitioner divides, which it can't do to most kernels."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(n > 1 and kind == AxisType.Auto for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True))

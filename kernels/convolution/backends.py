@@ -8,10 +8,10 @@ from importlib import resources
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
 
 from kernels import target
 from kernels.convolution.windows import Geometry, Pair
+from kernels.meshes import automatic
 
 # Each is a module with four functions:
 #   refuses(geometry, x, w) -> str | None                why it can't do what is asked, if it can't
@@ -24,6 +24,7 @@ FUSED = ("tpu", "hopper")
 NAMES = ("reference", *PLATFORMS)
 # Where nothing was measured: the fast forms for a CPU, and elsewhere the vendor's convolution.
 UNMEASURED = {"cpu": ("xla",)}
+BY_HAND = "is divided over a mesh within jax.shard_map, or by explicit axes, not by those that are Auto"
 
 
 def choose(geometry: Geometry, x: jax.Array, w: jax.Array, name: str | None) -> str:
@@ -61,11 +62,12 @@ def _order(geometry, x, w):
 
 
 @functools.cache
-def measured(platform: str) -> list[dict]:
-    """The rows about layers of kernels/results/convolution_<platform>.json, none if there is no such file."""
+def measured(platform: str, field: str = "kernel") -> list[dict]:
+    """The single calls in kernels/results/convolution_<platform>.json of what has this field: a convolution its kernel,
+    a pooling its window; none if there is no such file."""
     path = resources.files("kernels") / "results" / f"convolution_{platform}.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return [row for row in rows if row["mode"] == "call" and "kernel" in row["layer"]]
+    return [row for row in rows if row["mode"] == "call" and field in row["layer"]]
 
 
 def refusal(geometry: Geometry, x: jax.Array, w: jax.Array, name: str) -> str | None:
@@ -73,10 +75,8 @@ def refusal(geometry: Geometry, x: jax.Array, w: jax.Array, name: str) -> str | 
     platform, needed = target.device()[0], PLATFORMS.get(name)
     if needed not in (None, platform) and target.interpreter() is None:
         return f"runs on {needed}, and this is {platform}"
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    if name == "tpu" and any(size > 1 and kind == AxisType.Auto for size, kind in kinds):
-        return "is divided over a mesh within jax.shard_map, or by explicit axes, not by those that are Auto"
+    if name == "tpu" and automatic():
+        return BY_HAND
     return module(name).refuses(geometry, x, w)
 
 

@@ -46,7 +46,7 @@ def max_pool(
              [13., 15.]], dtype=float32)
     """
     window, geometry = _resolve(x, window, strides, padding, implementation)
-    return backends.max_pool(backends.choose(x, window, geometry, implementation), x, window, geometry)
+    return backends.max_pool(backends.choose(x, window, geometry, implementation, "max"), x, window, geometry)
 
 
 def average_pool(
@@ -68,7 +68,7 @@ def average_pool(
              [10.5, 12.5]], dtype=float32)
     """
     window, geometry = _resolve(x, window, strides, padding, implementation)
-    name = backends.choose(x, window, geometry, implementation)
+    name = backends.choose(x, window, geometry, implementation, "average")
     return backends.sum_pool(name, x, window, geometry, 1 / math.prod(window))
 
 
@@ -91,7 +91,7 @@ def sum_pool(
              [42., 50.]], dtype=float32)
     """
     window, geometry = _resolve(x, window, strides, padding, implementation)
-    return backends.sum_pool(backends.choose(x, window, geometry, implementation), x, window, geometry, 1.0)
+    return backends.sum_pool(backends.choose(x, window, geometry, implementation, "average"), x, window, geometry, 1.0)
 
 
 def global_max_pool(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from kernels import target
+from kernels.convolution.backends import BY_HAND, measured
 from kernels.convolution.windows import Geometry, Pair
-from kernels.meshes import varying
+from kernels.meshes import automatic, varying
 from kernels.pooling import xla
 
 # Each is a module with
@@ -25,21 +27,43 @@ KERNELS = {"tpu": "tpu", "hopper": "cuda"}
 NAMES = ("reference", "xla", *KERNELS)
 
 
-def choose(x: jax.Array, window: Pair, geometry: Geometry, name: str | None) -> str:
-    """The implementation of this name; of None `xla`, the fastest that was measured.
+def choose(x: jax.Array, window: Pair, geometry: Geometry, name: str | None, kind: str) -> str:
+    """The implementation of this name; of None the fastest that can do it, where nothing was measured `xla`.
+
+    kind: "max" or "average", as which sums are measured.
 
     Raises NotImplementedError, with the reason, if the one named can't do it.
     """
-    name = name or "xla"
-    if name in KERNELS:
-        platform = target.device()[0]
-        known = platform == KERNELS[name] or target.interpreter() is not None
-        reason = (
-            module(name).refuses(x, window, geometry) if known else f"runs on {KERNELS[name]}, and this is {platform}"
-        )
-        if reason:
-            raise NotImplementedError(f"implementation={name!r} {reason}")
+    if name is None:
+        order = _order(x, window, geometry, kind)
+        return next(name for name in (*order, "xla") if not refusal(x, window, geometry, name))
+    if reason := refusal(x, window, geometry, name):
+        raise NotImplementedError(f"implementation={name!r} {reason}")
     return name
+
+
+def refusal(x: jax.Array, window: Pair, geometry: Geometry, name: str) -> str | None:
+    """Why an implementation can't do what is asked on the machine at hand, None if it can."""
+    if name not in KERNELS:
+        return None
+    platform = target.device()[0]
+    if platform != KERNELS[name] and target.interpreter() is None:
+        return f"runs on {KERNELS[name]}, and this is {platform}"
+    return BY_HAND if automatic() else module(name).refuses(x, window, geometry)
+
+
+def _order(x, window, geometry, kind):
+    """The fastest first, where the measurement comes nearest to what is asked: by kind, window, size and channels."""
+
+    def distance(row):
+        layer = row["layer"]
+        same = (kind, window, geometry.strides) == (layer["kind"], (layer["window"],) * 2, (layer["strides"],) * 2)
+        sizes = zip(x.shape[2:], (layer["size"], layer["channels"]), strict=True)
+        return 100 * (not same) + sum(abs(math.log2(max(n, 1) / m)) for n, m in sizes)
+
+    rows = measured(target.device()[0], "window")
+    seconds = min(rows, key=distance)["seconds"] if rows else {}
+    return sorted((name for name in seconds if name in NAMES), key=seconds.__getitem__)
 
 
 def max_pool(name: str, x: jax.Array, window: Pair, geometry: Geometry) -> jax.Array:

@@ -7,6 +7,7 @@ import pytest
 
 from kernels import pooling
 from kernels.convolution.windows import geometry, pair
+from kernels.pooling import backends
 
 CASES = [
     # shape, window, strides, padding
@@ -259,3 +260,20 @@ def test_mistakes(arguments, said):
 def test_what_is_no_image(pool, x):
     with pytest.raises(ValueError, match=r"x must be \(N, H, W, C\), float32 or bfloat16, not \(.*8, 8, 3\)"):
         getattr(pooling, pool)(x, *([] if "global" in pool else [2]))
+
+
+def test_the_choice_goes_by_the_measurement(monkeypatch):
+    """By the nearest pooling of the same kind and window; what can't run here is passed over."""
+    rows = [
+        {"layer": {"kind": kind, "size": 32, "channels": 64, "window": 3, "strides": 2}, "seconds": seconds}
+        for kind, seconds in (
+            ("max", {"hopper": 1.0, "reference": 2.0, "xla": 3.0, "Flax": 0.5}),
+            ("average", {"reference": 3.0, "xla": 2.0}),
+        )
+    ]
+    monkeypatch.setattr(backends, "measured", lambda platform, field: rows)
+    x = jnp.ones((2, 8, 8, 3))
+    chosen = lambda kind: backends.choose(x, (3, 3), geometry((8, 8), (3, 3), 2, "SAME"), None, kind)  # noqa: E731
+    assert chosen("max") == "reference" and chosen("average") == "xla"
+    monkeypatch.setattr(backends, "measured", lambda platform, field: [])
+    assert chosen("max") == "xla"
