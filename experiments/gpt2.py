@@ -30,6 +30,7 @@ def get_config():
         batch_size=512,  # half a million tokens
         accumulate=64,  # parts of 8, which up to 8 devices divide and a v5e has room for
         steps=600_000,
+        log_every=10,  # no run stops sooner
         eval_every=1000,
         eval_batch_size=12,  # each example's logits take 200 MB
     )

@@ -60,8 +60,7 @@ def describe(analysis) -> str:
     head = f"{a.topology.name}, mesh {ahead.text(a.mesh)} of {a.devices} devices" + f" ({idle} are idle)" * (idle > 0)
     parts = {name: getattr(memory, name) for name in ("parameters", "optimizer", "data")}
     if a.cost:
-        rest = memory.total - sum(parts.values()) - memory.temporaries
-        parts |= {"temporaries": memory.temporaries, "padding, program": rest}
+        parts |= {"temporaries": memory.temporaries, "padding, program": memory.rest}
     lines = [f"{head}; compiled by {a.topology.compiler} in {a.seconds:.0f} s", "", "on a device"]
     lines += [f"  {name:18} {binary(size):>10}" for name, size in (*parts.items(), ("total", memory.total))]
     if memory.activations is not None:

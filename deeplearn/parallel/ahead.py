@@ -24,10 +24,11 @@ class Memory(NamedTuple):
     Fields:
       parameters, optimizer: their own, and the optimizer's state.
       data: of the training examples that lie there, all of a data set that is small, else a step's.
-      temporaries: what a step needs besides.
+      temporaries: what a step needs besides, at its peak.
       activations: those of them that the forward pass keeps for the backward pass, at most; None too where they were
         not asked for.
-      total: with what the compiler adds: padding, and the program itself.
+      rest: what the compiler adds: padding, and the program itself.
+      total: of all of it.
       available: of the device's memory: all, or what a compiler that refuses says, which keeps some for itself.
     """
 
@@ -36,6 +37,7 @@ class Memory(NamedTuple):
     data: int
     temporaries: int | None
     activations: int | None
+    rest: int | None
     total: int
     available: int
 
@@ -103,18 +105,18 @@ def analyse(experiment: Experiment, topology: Topology, model_flops: float, acti
     try:
         compiled = built.chunk.lower(state, data, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     except jax.errors.JaxRuntimeError as error:
-        if (refused := needed(str(error), sum(parts))) is None:
+        if (refused := needed(str(error))) is None:
             raise
-        memory, found = Memory(*parts, None, None, *refused), None
+        memory, found = Memory(*parts, None, None, None, *refused), None
     else:
         used, found = compiled.memory_analysis(), cost.of(compiled.as_text())
-        total = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
-        total += used.temp_size_in_bytes + used.generated_code_size_in_bytes
-        kept = None
-        if activations:
-            left = built.kept.lower(state, data).compile().memory_analysis().output_size_in_bytes
-            kept = min(left, used.temp_size_in_bytes)
-        memory = Memory(*parts, used.temp_size_in_bytes, kept, total, int(topology.chip.memory))
+        # Not temp_size, a sum of allocations that a TPU may have one after another: it accepts programs whose
+        # temp_size alone is more than it has, and refuses by the peak.
+        temporaries = used.peak_memory_in_bytes - used.argument_size_in_bytes
+        rest = used.argument_size_in_bytes - sum(parts) + used.generated_code_size_in_bytes
+        kept = min(left_by(built, state, data), temporaries) if activations else None
+        total = sum(parts) + temporaries + rest
+        memory = Memory(*parts, temporaries, kept, rest, total, int(topology.chip.memory))
     chip = topology.chip
     return Analysis(
         topology=topology,
@@ -126,6 +128,16 @@ def analyse(experiment: Experiment, topology: Topology, model_flops: float, acti
         model_flops=model_flops,
         peak=chip.flops if experiment.config.precision == "bfloat16" else chip.single,
     )
+
+
+def left_by(built, state: Any, data: Any) -> float:
+    """Bytes that the forward pass by itself leaves for the backward pass; infinity where it does not fit by itself."""
+    try:
+        return built.kept.lower(state, data).compile().memory_analysis().output_size_in_bytes
+    except jax.errors.JaxRuntimeError as error:
+        if needed(str(error)) is None:
+            raise
+        return math.inf
 
 
 def model_flops(experiment: Experiment) -> float:
@@ -167,20 +179,21 @@ def on_device(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def needed(message: str, arguments: int) -> tuple[int, int] | None:
+def needed(message: str) -> tuple[int, int] | None:
     """Bytes that a TPU's program needs and may have, as its compiler says that refuses it; None for another error.
 
-    >>> found = needed("total memory required for HLO temporaries (1.5G) exceeds available HBM (1.00G)", 2**29)
+    What it calls temporaries has the arguments in it: it goes on where the peak of what it accepts ends.
+
+    >>> found = needed("total memory required for HLO temporaries (1.5G) exceeds available HBM (1.00G)")
     >>> [size / 2**30 for size in found]
-    [2.0, 1.0]
+    [1.5, 1.0]
     """
     size = r"([\d.]+[KMGT]?)"
-    everything = re.search(rf"Used {size} of {size} hbm", message)
-    found = everything or re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
-    if found is None:
-        return None
-    digits = "0123456789."
-    asked, available = (
-        int(float(n.rstrip("KMGT")) * 1024 ** " KMGT".index(n.lstrip(digits) or " ")) for n in found.groups()
-    )
-    return asked + (0 if everything else arguments), available
+    phrases = rf"Used {size} of {size} hbm", rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)"
+    found = next(filter(None, (re.search(phrase, message) for phrase in phrases)), None)
+    return found and tuple(map(_bytes, found.groups()))
+
+
+def _bytes(text):
+    number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", text).groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))

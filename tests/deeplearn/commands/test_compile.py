@@ -67,6 +67,15 @@ def test_meshes_are_ranked(libtpu):
     assert "--config.accumulate" in done.stdout and "MFU" not in done.stdout
 
 
+@pytest.mark.slow
+def test_what_the_compiler_accepts_fits(libtpu):
+    """Of a program whose allocations are together more than a chip has, and whose forward pass by itself is refused."""
+    few = ("--config.batch_size=52", "--config.accumulate=4")
+    done = compiles("--config=experiments/gpt2.py", *few, "--topology=v5e:1x1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 16.0 GiB: fits" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
