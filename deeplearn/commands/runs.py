@@ -10,19 +10,23 @@ CPU_DEVICES = 8  # at most, for each holds the data
 def prepare_jax(divide: bool = False) -> None:
     """Keep compiled programs on disk, so that the second start of the same experiment compiles nothing.
 
-    `divide`: make a CPU several devices, of a core each, for work that devices share without a word between them:
-    small runs leave most of a core idle where one program tries to use all. To be called before JAX has devices.
+    Call this before JAX creates devices.
+
+    Args:
+      divide: split the CPU into several devices of one core each, for independent work on each device: one small
+        program leaves most cores idle.
     """
     import jax
 
+    from deeplearn.parallel import compile_cache
+
     cores = min(os.cpu_count() or 1, CPU_DEVICES)
     if divide and cores > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        # XLA's pool of threads, one a core, may starve when several devices wait in it for what it is to do for them.
+        # XLA has a thread pool of one thread per core. Several devices that wait for its work can exhaust it.
         os.environ.setdefault("NPROC", str(4 * cores))
         jax.config.update("jax_num_cpu_devices", cores)
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache" / "deeplearn" / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    compile_cache.enable(os.environ.get("JAX_COMPILATION_CACHE_DIR") or "~/.cache/deeplearn/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
