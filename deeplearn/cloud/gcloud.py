@@ -4,7 +4,6 @@ Flags and states are those of the Cloud SDK's reference (gcloud compute tpus que
 API, v2 (QueuedResourceState, Node.State).
 """
 
-import json
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -33,8 +32,13 @@ RUNTIMES = {
 # A machine that is taken away hangs up on nobody: ssh has to ask whether it is there, or waits for hours.
 ALIVE = ("-oConnectTimeout=30", "-oServerAliveInterval=15")
 
+SHOWN = 300  # characters of a line that are shown
+
 # What gcloud says of troubles that pass, whatever it advises.
 PASSING = r"per minute|Max retries exceeded|internal_failure"
+
+# What gcloud says when the resource isn't there. "not found" alone may be said of a host, a file or a program.
+MISSING = r"NOT_FOUND|(?i:(?:resource|entity)\s+(?:was )?not found)"
 
 # What gcloud says, and what to do about it; the first that fits. An unknown zone is reported as one without permission.
 REFUSALS = (
@@ -100,9 +104,9 @@ class Tpu(NamedTuple):
 
 
 class Failed(Exception):
-    """A gcloud command that failed in a way that may pass: a connection, a service that is down.
+    """A gcloud command that failed in a way that may pass: a connection, a service that is down, an unreadable answer.
 
-    Its one line is the last that gcloud said.
+    Its one line is the last that gcloud said, or what is wrong with the answer.
     """
 
 
@@ -173,49 +177,62 @@ def scp(tpu: Tpu, source: str, name: str) -> list[str]:
     return [*NODES, "scp", source, f"{tpu.name}:{name}", "--worker=all", *flags, *_at(tpu)]
 
 
-def read_state(text: str) -> tuple[str, str, str]:
-    """The state, why it failed, and the accelerator's type in the answer to `describe`; empty if it names none.
-
-    >>> read_state('{"state": {"state": "ACTIVE"}, "tpu": {"nodeSpec": [{"node": {"acceleratorType": "v4-8"}}]}}')
-    ('ACTIVE', '', 'v4-8')
-    >>> read_state('{"state": {"state": "FAILED", "failedData": {"error": {"code": 8, "message": "no quota"}}}}')
-    ('FAILED', 'no quota', '')
-    """
-    resource = json.loads(text)
-    state = resource.get("state", {})
-    why = " ".join(state.get("failedData", {}).get("error", {}).get("message", "").split())
-    nodes = resource.get("tpu", {}).get("nodeSpec") or [{}]
-    return state.get("state", ""), why, nodes[0].get("node", {}).get("acceleratorType", "")
-
-
 def failure(tpu: Tpu, text: str) -> Exception:
     """What a command that failed, and said `text`, means: a UserError with a remedy, Missing, or Failed.
 
     >>> failure(Tpu("a", "z"), "ERROR: (gcloud) PERMISSION_DENIED: Permission denied on 'locations/z'")
     UserError("this project has no zone z with TPUs; ...
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("SSH:", "#####"))]
-    own = [i for i, line in enumerate(lines) if line.startswith("ERROR:")]  # before that, a worker's words
+    text = re.sub(r"DEEPLEARN_TOKEN=\S+", "DEEPLEARN_TOKEN=...", text)  # secret: not for a log
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not line.startswith(("SSH:", "#####"))]
+    # Lines of gcloud's own. A worker's programs print "ERROR:" too, as pip does, and any words after it.
+    own = [i for i, line in enumerate(lines) if line.startswith(("ERROR: (gcloud", "ERROR: gcloud"))]
     if any(line.endswith("worker.sh: No such file or directory") for line in lines):
         return UserError(f"nothing is installed on {tpu.name} yet; --do=install does it")
     if not own:
-        return Failed(lines[-1][:300] if lines else "it said nothing")
-    said, text = lines[own[0]][:300], "\n".join(lines[own[0] :])
+        return Failed(printable(lines[-1])[:SHOWN] if lines else "it said nothing")
+    said, text = printable(lines[own[0]])[:SHOWN], "\n".join(lines[own[0] :])
     text = re.sub(r"'projects/[^']*'", "", text)  # names, which may hold any of the words
     if re.search(PASSING, text):
         return Failed(said)
     for pattern, remedy in REFUSALS:
         if re.search(pattern, text):
             return UserError(f"{remedy.format(name=tpu.name, zone=tpu.zone)} (gcloud: {said})")
-    return (Missing if re.search(r"NOT_FOUND|[Nn]ot found", text) else Failed)(said)
+    return (Missing if re.search(MISSING, text) else Failed)(said)
 
 
-def call(argv: Sequence[str], explain: Callable[[str], Exception]) -> str:
-    """Run a command line, and return what it printed; when it fails, raise what `explain` makes of its words."""
+def printable(text: str) -> str:
+    r"""Text on one line, without terminal escapes: control characters and line separators become spaces.
+
+    >>> printable("\x1b[31mloss\x1b[0m 0.5\u2028worker b lost\r\n")
+    'loss 0.5 worker b lost'
+    """
+    text = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])", "", text)
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
+
+
+def call(argv: Sequence[str], explain: Callable[[str], Exception]) -> tuple[str, str]:
+    """Run a command line.
+
+    Args:
+      argv: the program and its arguments.
+      explain: what the program's words mean if it fails.
+
+    Returns:
+      What it printed on standard output and on standard error. Bytes that are no UTF-8 become U+FFFD; line ends stay
+      as they are.
+
+    Raises:
+      UserError: the program cannot be run.
+      Exception: what `explain` returns.
+    """
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise UserError(f"{argv[0]} is not on the PATH; {INSTALL[argv[0]]}") from error
+    except OSError as error:  # not executable, for example
+        raise UserError(f"{argv[0]} cannot be run: {error.strerror}; {INSTALL[argv[0]]}") from error
+    out, err = (output.decode(errors="replace") for output in (done.stdout, done.stderr))
     if done.returncode:
-        raise explain(done.stderr or done.stdout)
-    return done.stdout
+        raise explain(err if err.strip() else out)
+    return out, err

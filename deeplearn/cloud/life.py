@@ -4,19 +4,24 @@ What is to be done next is a function of the resource's state and of what its wo
 two looks but how often something failed, so that the same command goes on wherever it, or its machine, was stopped.
 """
 
+import secrets
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deeplearn.cloud import gcloud
+from deeplearn.cloud.answers import all_workers, judge, read_node, read_state
+from deeplearn.cloud.bundle import not_written, source
 from deeplearn.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = "bash deeplearn/deeplearn/cloud/worker.sh"
+SCRIPT = "deeplearn/deeplearn/cloud/worker.sh"
+WORKER = f"bash {SCRIPT}"
+TOKEN = "DEEPLEARN_TOKEN"
 LONGEST = 600.0  # seconds between two tries
+LOG_LINE = 2000  # characters of a log's line that are shown
 INSTALLS = 3  # in a row that may fail: the fourth would too
 
 # QueuedResourceState of the TPU API, v2. A resource that is suspended or failed never gets a node again.
@@ -66,13 +71,12 @@ class Times(NamedTuple):
     sleep: Callable[[float], None] = time.sleep
 
 
-def source(tpu: gcloud.Tpu) -> str:
-    """Where the bundle for the workers lies on this machine."""
-    return str(Path(tempfile.gettempdir()) / f"{tpu.name}.bundle")
-
-
 def pack(tpu: gcloud.Tpu) -> list[list[str]]:
-    """The last commit, as a file from which git clones: so a run's manifest knows what was run."""
+    """The last commit, as a file from which git clones: so a run's manifest knows what was run.
+
+    Git writes FILE.lock and renames it: another process that copies the bundle at that time gets the old one or the
+    new one.
+    """
     git = ["git", "-C", str(ROOT)]
     return [[*git, "diff", "--quiet", "HEAD"], [*git, "bundle", "create", "--quiet", source(tpu), "HEAD"]]
 
@@ -83,14 +87,32 @@ def install(tpu: gcloud.Tpu) -> list[list[str]]:
     return [gcloud.scp(tpu, source(tpu), "deeplearn.bundle"), gcloud.ssh(tpu, f"{clone} && {WORKER} install")]
 
 
-def start(tpu: gcloud.Tpu, command: Sequence[str]) -> list[str]:
-    """Start the command on every worker, in the background."""
-    return gcloud.ssh(tpu, f"{WORKER} start {shlex.join(command)}")
+def new_token() -> str:
+    """A token for one start, by which the processes of a run know each other; see `start`."""
+    return secrets.token_hex(16)
+
+
+def start(tpu: gcloud.Tpu, command: Sequence[str], token: str = "") -> list[str]:
+    """Start the command on every worker, in the background.
+
+    Args:
+      tpu: whose workers.
+      command: the command line.
+      token: DEEPLEARN_TOKEN of the command, the same on all workers, because one gcloud command carries it; empty for
+        none. It is an assignment in front of the command, not a word of `env`: a worker's process list, which every
+        user of the machine can read, shows arguments but no environment.
+    """
+    assignment = f"{TOKEN}={shlex.quote(token)} " if token else ""
+    return gcloud.ssh(tpu, f"{assignment}{WORKER} start {shlex.join(command)}")
 
 
 def status(tpu: gcloud.Tpu) -> list[str]:
-    """Ask every worker how it goes; one without the project is new."""
-    return gcloud.ssh(tpu, f'{WORKER} status 2> /dev/null || echo "worker $(hostname) new"')
+    """Ask every worker for its state; a worker without the project is new.
+
+    If a worker's script fails, gcloud fails. That worker must not count as new: its command may be running.
+    """
+    new = "echo \"worker $(hostname | LC_ALL=C tr -cd 'A-Za-z0-9._-') new\""
+    return gcloud.ssh(tpu, f"if [ -e {SCRIPT} ]; then {WORKER} status; else {new}; fi")
 
 
 def tell(tpu: gcloud.Tpu, verb: str) -> list[str]:
@@ -98,13 +120,13 @@ def tell(tpu: gcloud.Tpu, verb: str) -> list[str]:
     return gcloud.ssh(tpu, f"{WORKER} {verb}")
 
 
-def steps(do: str, tpu: gcloud.Tpu, command: Sequence[str], keep: bool = False) -> list[list[str]]:
-    """The command lines of a verb; for `run`, those of a life without trouble, to the deletion unless `keep`."""
+def steps(do: str, tpu: gcloud.Tpu, command: Sequence[str], keep: bool = False, token: str = "") -> list[list[str]]:
+    """The command lines of a verb; for `run`, those of a run without trouble, up to the deletion unless `keep`."""
     looks = [gcloud.describe(tpu), status(tpu)]
     made = {
         "create": lambda: [gcloud.create(tpu)],
         "install": lambda: [*pack(tpu), *install(tpu)],
-        "start": lambda: [start(tpu, command)],
+        "start": lambda: [start(tpu, command, token)],
         "watch": lambda: looks,
         "stop": lambda: [tell(tpu, "stop")],
         "delete": lambda: [gcloud.delete(tpu)],
@@ -112,39 +134,7 @@ def steps(do: str, tpu: gcloud.Tpu, command: Sequence[str], keep: bool = False) 
     if do in made:
         return made[do]()
     end = [] if keep else [gcloud.delete(tpu)]
-    return [*pack(tpu), gcloud.create(tpu), *install(tpu), start(tpu, command), *looks, *end]
-
-
-def workers(text: str) -> list[tuple[str, str, str]]:
-    """(host, state, last line of the log) of every worker, by host.
-
-    >>> workers("worker a-w-1 running step 9\\nSSH: connecting\\nworker a-w-0 0 done: all of it")
-    [('a-w-0', '0', 'done: all of it'), ('a-w-1', 'running', 'step 9')]
-    """
-    lines = [line.split(" ", 3) for line in text.splitlines() if line.startswith("worker ")]
-    return sorted((host, state, *(rest or [""])) for _, host, state, *rest in (line for line in lines if len(line) > 2))
-
-
-def judge(states: Sequence[str]) -> str:
-    """What is to be done when the workers are in these states.
-
-    >>> [judge(states) for states in (["new"], ["running", "0"], ["0", "0"], ["running", "lost"], ["1", "running"])]
-    ['install', 'wait', 'done', 'start', 'crashed']
-    """
-    there = set(states)
-    if "new" in there:
-        return "install"
-    if "2" in there:
-        return "failed"
-    if "lost" in there:
-        return "start"
-    if there - {"running", "stopped", "143", "0"}:
-        return "crashed"
-    if "running" in there:
-        return "wait"
-    if there == {"0"}:
-        return "done"
-    return "stopped" if "stopped" in there else "start"
+    return [*pack(tpu), gcloud.create(tpu), *install(tpu), start(tpu, command, token), *looks, *end]
 
 
 def look(tpu: gcloud.Tpu) -> Look:
@@ -154,7 +144,7 @@ def look(tpu: gcloud.Tpu) -> Look:
       UserError: it is another kind of TPU; or as `gcloud.call`.
       gcloud.Failed: it cannot be seen now.
     """
-    state, why, kind = gcloud.read_state(_seen(tpu, gcloud.describe(tpu), '{"state": {"state": "ABSENT"}}'))
+    state, why, kind = read_state(_seen(tpu, gcloud.describe(tpu), '{"state": {"state": "ABSENT"}}'))
     if tpu.accelerator and kind and kind != tpu.accelerator:
         raise UserError(
             f"{tpu.name} in {tpu.zone} is there already and is a {kind}, not a {tpu.accelerator}; choose another --name"
@@ -163,14 +153,12 @@ def look(tpu: gcloud.Tpu) -> Look:
     if action != "look":
         return Look(action, f"{state}: {why}" if why else state, state)
     try:
-        found = workers(gcloud.call(status(tpu), explain(tpu)))
+        found = all_workers(*gcloud.call(status(tpu), explain(tpu)))
     except gcloud.Failed:
-        node = _seen(tpu, gcloud.node(tpu), "ABSENT").strip()
+        node = read_node(_seen(tpu, gcloud.node(tpu), "ABSENT"))
         if node in GONE:
             return Look("replace", f"its node is {node}", state)
         raise
-    if not found:
-        raise gcloud.Failed("no worker answered")
     action, number = judge([how for _, how, _ in found]), len(found)
     host, how, last = found[0]
     if action in ("failed", "crashed"):
@@ -180,7 +168,7 @@ def look(tpu: gcloud.Tpu) -> Look:
 
 def _seen(tpu: gcloud.Tpu, line: Sequence[str], absent: str) -> str:
     try:
-        return gcloud.call(line, explain(tpu))
+        return gcloud.call(line, explain(tpu))[0]
     except gcloud.Missing:
         return absent
 
@@ -189,13 +177,12 @@ def explain(tpu: gcloud.Tpu, program: str = "gcloud") -> Callable[[str], Excepti
     """What the words of a program that failed mean."""
     if program == "gcloud":
         return lambda text: gcloud.failure(tpu, text)
-    changed = "there are changes since; commit them first"
-    return lambda text: UserError(f"the workers get the last commit, and {' '.join(text.split()) or changed}")
+    return lambda text: not_written(tpu, text)
 
 
 def carry_out(tpu: gcloud.Tpu, lines: Sequence[Sequence[str]]) -> str:
     """Run command lines one after another; what the last one printed."""
-    return [gcloud.call(line, explain(tpu, line[0])) for line in lines][-1]
+    return [gcloud.call(line, explain(tpu, line[0])) for line in lines][-1][0]
 
 
 def pause(count: int, every: float) -> float:
@@ -204,11 +191,16 @@ def pause(count: int, every: float) -> float:
     >>> [pause(count, 30.0) for count in (1, 2, 3, 9)]
     [30.0, 60.0, 120.0, 600.0]
     """
-    return min(every * 2 ** (count - 1), LONGEST)
+    return min(every * 2.0 ** min(count - 1, 60), LONGEST)
 
 
 def follow(
-    tpu: gcloud.Tpu, command: Sequence[str], times: Times, say: Callable[[str], None], repair: bool = True
+    tpu: gcloud.Tpu,
+    command: Sequence[str],
+    times: Times,
+    say: Callable[[str], None],
+    repair: bool = True,
+    token: Callable[[], str] = new_token,
 ) -> str:
     """Look, do what is to be done, and look again, until the command has ended.
 
@@ -217,6 +209,7 @@ def follow(
       command: what every worker runs; the bundle is there already (`pack`).
       times: how patient to be.
       say: gets a line for people when there is something new.
+      token: returns the token of a start.
       repair: begin anew also what had ended before; False: only watch, and return the first action that is needed.
 
     Returns:
@@ -248,13 +241,14 @@ def follow(
             elif now.action == "install":
                 installs += 1
                 say("installing on every worker")
-                carry_out(tpu, [*install(tpu), start(tpu, command)])
+                carry_out(tpu, [*install(tpu), start(tpu, command, token())])
                 installs = 0
             else:
                 lost, idle, installs, before = lost + 1, idle + 1, 0, Look("", "", now.state)
                 if lost > times.retries:
                     raise UserError(f"lost {lost} times, more than --retries; its last checkpoint is whole")
-                carry_out(tpu, [gcloud.delete(tpu) if now.action == "replace" else start(tpu, command)])
+                replace = now.action == "replace"
+                carry_out(tpu, [gcloud.delete(tpu) if replace else start(tpu, command, token())])
                 times.sleep(pause(idle, times.every))
             failed = 0
         except gcloud.Failed as error:
@@ -277,7 +271,8 @@ def left(tpu: gcloud.Tpu, why: str) -> UserError:
 def last_words(tpu: gcloud.Tpu) -> str:
     """The end of every worker's log, or why it cannot be read."""
     try:
-        return carry_out(tpu, [tell(tpu, "log")])
+        log = carry_out(tpu, [tell(tpu, "log")])
+        return "".join(f"{gcloud.printable(line)[:LOG_LINE]}\n" for line in log.removesuffix("\n").split("\n"))
     except gcloud.Failed as error:
         return f"the workers' logs cannot be read: {error}\n"
 

@@ -21,6 +21,14 @@ if [ -z "${SLURM_JOB_ID:-}" ] || [ "$#" = 0 ]; then
 fi
 cd "$SLURM_SUBMIT_DIR" # the project, with its environment in .venv
 
+# By this token the processes of a run know each other. It is new at each start, and also when the job is queued again,
+# unless you set one. srun passes the environment on, even if sbatch had --export=NONE; its command line would show the
+# token to every user of the nodes.
+if [ -z "${DEEPLEARN_TOKEN:-}" ]; then
+  DEEPLEARN_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+fi
+export DEEPLEARN_TOKEN SLURM_EXPORT_ENV=ALL
+
 # One process a node, which has all of its GPUs. JAX finds the others by what srun puts in each one's environment
 # (SLURM_JOB_ID, SLURM_STEP_NODELIST, SLURM_NTASKS, SLURM_PROCID and SLURM_LOCALID); the port follows from the job's
 # number. --kill-on-bad-exit: when one fails, the others would wait for it for ever. --cpus-per-task: srun no longer

@@ -49,19 +49,23 @@ start() {
   touch "$place/started"
 }
 
-# One line: worker HOST STATE LAST-LINE-OF-THE-LOG. The state is new, running, lost, stopped or an exit status.
+# One line: worker HOST STATE LAST-LINE-OF-THE-LOG. The state is new, running, lost, stopped or an exit status. The log
+# may hold any bytes: only its last 4096 are read, for a line can be of any length, and control characters are deleted,
+# for the line must stay one line.
 status() {
+  code=$(cat "$place/exit" 2> /dev/null || true)
+  case $code in *[!0-9]*) code= ;; esac # a damaged file
   if [ ! -e "$place/started" ]; then state=new
   elif running; then state=running
-  elif [ -e "$place/exit" ] && [ "$(cat "$place/exit")" != 143 ]; then state=$(cat "$place/exit")
+  elif [ -n "$code" ] && [ "$code" != 143 ]; then state=$code
   elif [ -e "$place/asked" ]; then state=stopped
-  elif [ -e "$place/exit" ]; then state=143
-  else state=lost; fi
-  last=$(tail -n 1 "$place/log" 2> /dev/null | tr '\r' '\n' | tail -n 1 || true)
-  printf 'worker %s %s %s\n' "$(hostname)" "$state" "${last:0:300}"
+  else state=${code:-lost}; fi
+  last=$(tail -c 4096 "$place/log" 2> /dev/null | LC_ALL=C tr -s '\r' '\n' | tail -n 1 |
+    LC_ALL=C tr -d '\000-\010\013-\037\177' || true)
+  printf 'worker %s %s %s\n' "$(hostname | LC_ALL=C tr -cd 'A-Za-z0-9._-')" "$state" "${last:0:300}"
 }
 
-log() { tail -n 30 "$place/log"; }
+log() { tail -c 100000 "$place/log" | tail -n 30; }
 
 # A run saves and ends; what does not within a minute is killed.
 stop() {

@@ -9,11 +9,17 @@ parts: create, install, start, watch, stop, delete. The same command goes on whe
 again, with the last commit, what has ended on a TPU that was kept.
 """
 
+import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 from absl import flags
+
+from deeplearn.cloud.life import TOKEN
+
+PLACEHOLDER = "TOKEN-OF-A-DRY-RUN"  # of letters that a shell leaves as they are
 
 VERBS = ("run", "create", "install", "start", "watch", "stop", "delete")
 DO = flags.DEFINE_string("do", None, f"what to do: {', '.join(VERBS)}")
@@ -68,13 +74,50 @@ def on_workers() -> list[str]:
         )
     if bad := [pair for pair in ENV.value if not pair.partition("=")[0].isidentifier() or "=" not in pair]:
         raise UserError(f"--env={bad[0]} is not of the form NAME=VALUE")
-    return ["env", *ENV.value, "python", "-m", "deeplearn", *words]
+    env = [pair for pair in ENV.value if pair.partition("=")[0] != TOKEN]  # `life.start` passes the token itself
+    return ["env", *env, "python", "-m", "deeplearn", *words]
+
+
+def own_token() -> str:
+    """The user's DEEPLEARN_TOKEN, from --env or from the environment; empty if there is none."""
+    given = [value for name, _, value in (pair.partition("=") for pair in ENV.value) if name == TOKEN]
+    return given[-1] if given else os.environ.get(TOKEN, "")
+
+
+def pasteable(line: list[str], own: bool) -> str:
+    """A command line for the shell, with an expression of this machine's shell in place of the token.
+
+    Every start has to have another token, and a token must not be printed. The one gcloud command carries the same
+    token to all workers.
+
+    >>> print(pasteable(["gcloud", "ssh", f"--command=A={PLACEHOLDER} run"], own=False))
+    gcloud ssh '--command=A='"$(openssl rand -hex 16)"' run'
+    """
+    expression = f"${{{TOKEN}:?}}" if own else "$(openssl rand -hex 16)"
+    return shlex.join(line).replace(PLACEHOLDER, f"'\"{expression}\"'")
+
+
+def without_token(words: list[str]) -> list[str]:
+    """The command's arguments without the user's token.
+
+    >>> without_token(["--env=DEEPLEARN_TOKEN=a", "--env", "DEEPLEARN_TOKEN=a", "--env", "A=b"])
+    ['--env', 'A=b']
+    """
+    kept = []
+    for word in words:
+        if not re.match(rf"(--?env=)?{TOKEN}=", word):
+            kept.append(word)
+        elif word.startswith(TOKEN):  # the value of --env, which is a word of its own
+            kept.pop()
+    return kept
 
 
 def main() -> int:
-    from deeplearn.cloud import gcloud, life
+    from deeplearn.cloud import bundle, gcloud, life
     from deeplearn.errors import UserError, unknown
 
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a worker's log may hold letters that this terminal's encoding lacks
     do = DO.value
     if do not in VERBS:
         raise unknown("verb of --do", do, VERBS)
@@ -84,9 +127,13 @@ def main() -> int:
         NAME.value, ZONE.value, ACCELERATOR.value, RUNTIME.value, PROJECT.value, SPOT.value, tuple(CREATE.value)
     )
     command = on_workers() if do in ("run", "start") else []
-    lines = life.steps(do, tpu, command, KEEP.value)
+    own = own_token()
+    token = (lambda: own) if own else life.new_token
+    lines = life.steps(do, tpu, command, KEEP.value, PLACEHOLDER if DRY_RUN.value else token())
+    if do in ("run", "install"):
+        bundle.make_private(Path(bundle.source(tpu)).parent)  # before a dry run too, whose lines need the directory
     if DRY_RUN.value:
-        print("\n".join(map(shlex.join, lines)))
+        print("\n".join(pasteable(line, bool(own)) for line in lines))
         return 0
     times = life.Times(RETRIES.value, EVERY.value)
     try:
@@ -95,7 +142,7 @@ def main() -> int:
             return 0
         if do == "run":
             life.carry_out(tpu, life.pack(tpu))
-        end = life.follow(tpu, command, times, say, repair=do == "run")
+        end = life.follow(tpu, command, times, say, do == "run", token)
         say(ENDED[end])
         if end in ("failed", "crashed"):
             print(life.last_words(tpu), end="")
@@ -106,7 +153,7 @@ def main() -> int:
     except gcloud.Failed as error:
         raise UserError(f"gcloud: {error}; run the same command again") from error
     except KeyboardInterrupt:
-        again = shlex.join(["python", "-m", "deeplearn", *sys.argv[1:]])
+        again = shlex.join(["python", "-m", "deeplearn", *without_token(sys.argv[1:])])
         print(
             f"\n{tpu.name} is left as it is, and goes on, and costs; to go on: {again}\n"
             f"to delete it: {shlex.join(gcloud.delete(tpu))}",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deeplearn.cloud import life
 from tests.deeplearn.cloud.standin import STAND_IN, calls
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,15 +30,18 @@ def folder(tmp_path):
 
 @pytest.fixture
 def start(folder):
-    """`start(*flags, **answers)`: the running `deeplearn cloud`."""
+    """`start(*flags, variables=None, **answers)`: the running `deeplearn cloud`; variables are of its environment."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background, and what it starts
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(*flags, **answers):
+    kept = {name: value for name, value in os.environ.items() if name != "DEEPLEARN_TOKEN"}
+    own = {"PATH": str(folder / "bin"), "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+
+    def start(*flags, variables=None, **answers):
         (folder / "answers").write_text(json.dumps(answers))
         return subprocess.Popen(
             [sys.executable, "-m", "deeplearn", "cloud", *flags],
-            env={**os.environ, "PATH": str(folder / "bin"), "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+            env={**kept, **own, **(variables or {})},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -56,3 +61,14 @@ def cloud(start, folder):
         return process.returncode, out, err, [kind for kind, _ in calls(folder)]
 
     return cloud
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The home directory of a worker on which the project lies."""
+    place = tmp_path / "deeplearn" / "deeplearn" / "cloud"
+    place.mkdir(parents=True)
+    shutil.copy(life.ROOT / "deeplearn" / "cloud" / "worker.sh", place)
+    yield tmp_path
+    line = ["bash", life.ROOT / "deeplearn" / "cloud" / "worker.sh", "stop"]
+    subprocess.run(line, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, check=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -62,9 +63,8 @@ def test_slurm_would_take_it():
 STAND_INS = {
     "srun": """#!/bin/bash
 echo "srun $*" >> "$NOTES"
-{played} &
-echo $! > "$NOTES.task"
 trap 'kill -KILL $!' TERM
+(echo "$BASHPID" > "$NOTES.task"; exec {played}) &
 wait $!
 """,
     "scontrol": """#!/bin/bash
@@ -79,18 +79,19 @@ kill -TERM "$(cat "$NOTES.task")"
 
 @pytest.fixture
 def slurm(tmp_path):
-    """`slurm(played, *words)`: the running slurm.sh, and the notes of its calls."""
+    """`slurm(played, *words, **variables)`: the running slurm.sh, and the notes of its calls."""
     notes = tmp_path / "notes"
 
-    def slurm(played, *words):
+    def slurm(played, *words, **variables):
         for name, text in STAND_INS.items():
             (tmp_path / name).write_text(text.replace("{played}", played))
             (tmp_path / name).chmod(0o755)
         job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "32"}
         place = {**job, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(notes)}
-        return subprocess.Popen(
-            ["bash", HERE / "slurm.sh", *words], env={**os.environ, **place}, stdout=subprocess.PIPE, text=True
-        ), notes
+        kept = {name: value for name, value in os.environ.items() if name != "DEEPLEARN_TOKEN"}
+        environment = {**kept, **place, **variables}
+        line = ["bash", HERE / "slurm.sh", *words]
+        return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True), notes
 
     return slurm
 
@@ -113,6 +114,23 @@ def test_a_job_whose_time_is_up_saves_and_queues_again(slurm):
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "saved\n")
     assert notes.read_text().splitlines()[1:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+
+
+def test_each_start_of_a_job_has_a_token_of_its_own(slurm):
+    """In the environment of srun, of which no process list shows anything."""
+    tokens = []
+    played = "bash -c 'echo \"$DEEPLEARN_TOKEN $SLURM_EXPORT_ENV\"'"
+    for _ in range(2):
+        process, notes = slurm(played, "train", SLURM_EXPORT_ENV="NONE")
+        token, export = process.communicate(timeout=60)[0].split()
+        assert re.fullmatch("[0-9a-f]{32}", token) and export == "ALL" and token not in notes.read_text()
+        tokens.append(token)
+    assert tokens[0] != tokens[1]
+
+
+def test_the_users_token_of_a_job_stays(slurm):
+    process, _ = slurm("bash -c 'echo $DEEPLEARN_TOKEN'", "train", DEEPLEARN_TOKEN="a b")
+    assert process.communicate(timeout=60)[0] == "a b\n"
 
 
 def test_a_job_without_a_command_says_how():
@@ -177,6 +195,16 @@ def test_the_jobset_is_what_jax_needs(jobset):
     assert job["parallelism"] == job["completions"] == across * down // chips
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     assert int(cloud_tpu_cluster.coordinator_port) in [port["containerPort"] for port in container["ports"]]
+
+
+def test_the_jobset_takes_its_token_from_a_secret(jobset):
+    """The one that the command in the file creates."""
+    (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    (variable,) = container["env"]
+    reference = variable["valueFrom"]["secretKeyRef"]
+    assert (variable["name"], "value" in variable) == ("DEEPLEARN_TOKEN", False)
+    text = (HERE / "jobset.yaml").read_text()
+    assert f"kubectl create secret generic {reference['name']} --from-file={reference['key']}=/dev/stdin" in text
 
 
 def test_the_jobset_trains_what_there_is(jobset):

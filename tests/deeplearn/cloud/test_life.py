@@ -1,6 +1,7 @@
 """The command as people run it, with a stand-in for gcloud on the PATH."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -235,13 +236,17 @@ def test_one_part(cloud, do, kinds):
 
 @pytest.mark.parametrize("do", ["run", "create", "install", "start", "watch", "stop", "delete"])
 def test_a_dry_run_prints_what_a_run_would_call(cloud, folder, do):
-    """Printed, pasted into a shell and read again, each line is the very call; and nothing is called."""
+    """Printed, pasted into a shell and read again, each line is the call, except the token; and nothing is called."""
     flags = (*RUN[1:], f"--do={do}", "--env=A=it's $HOME")
     status, out, err, kinds = cloud(*flags, "--dry_run")
     assert (status, err, kinds) == (0, "", [])
     printed = [shlex.split(line) for line in out.splitlines()]
     cloud(*flags, describe=[ABSENT] * (do == "run") + [state("ACTIVE")], status=[workers("new"), workers("0")])
-    called = [argv for _, argv in calls(folder)]
+    token = re.compile(r"DEEPLEARN_TOKEN=([0-9a-f]{32}|\$\(openssl rand -hex 16\))")
+    printed, called = (
+        [[token.sub("DEEPLEARN_TOKEN=...", word) for word in line] for line in lines]
+        for lines in (printed, [argv for _, argv in calls(folder)])
+    )
     assert all(line[1:] in called for line in printed) and len(printed) >= 1
     once = [line for i, line in enumerate(called) if line not in called[:i]]
     assert sorted(once) == sorted(line[1:] for line in printed)

@@ -1,6 +1,7 @@
 """worker.sh on this machine, as one worker of a TPU would have it."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from deeplearn.cloud import life
+from deeplearn.cloud import answers, life
 
 pytestmark = pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in ("bash", "flock", "setsid")), reason="needs util-linux"
@@ -22,27 +23,19 @@ SAVES = (
 )
 
 
-@pytest.fixture
-def home(tmp_path):
-    """The home directory of a worker on which the project lies."""
-    place = tmp_path / "deeplearn" / "deeplearn" / "cloud"
-    place.mkdir(parents=True)
-    shutil.copy(life.ROOT / "deeplearn" / "cloud" / "worker.sh", place)
-    yield tmp_path
-    call(tmp_path, "stop")
-
-
 def call(home, *arguments):
     """What a verb prints."""
     line = ["bash", "deeplearn/deeplearn/cloud/worker.sh", *arguments]
-    done = subprocess.run(line, cwd=home, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True)
+    done = subprocess.run(
+        line, cwd=home, env={**os.environ, "HOME": str(home)}, capture_output=True, encoding="utf-8", errors="replace"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def state(home):
     """State and last line of the log, as `deeplearn cloud` reads them."""
-    ((_, how, last),) = life.workers(call(home, "status"))
+    ((_, how, last),) = answers.workers(call(home, "status"))
     return how, last
 
 
@@ -167,10 +160,74 @@ def test_in_the_foreground_it_waits_for_the_save(home):
     process.communicate()
 
 
+SEPARATORS = [*"\r\x0b\x0c\x1c\x85\u2028\0\x1b\x08"]
+LOGS = {
+    **{repr(character): f"step 1{character}worker b lost\n".encode() for character in SEPARATORS},
+    "invalid UTF-8": b"step 1 \xff\xc2\n",
+    "Windows' line ends": b"step 1\r\n",
+    "a line that is being written": b"step 0\nstep 1",
+    "a progress bar": b"50%\r" * 1_000_000 + b"step 1\r",
+    "a long line": b"x" * 10_000_000 + b"\nstep 1 " + b"x" * 100_000,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_of_any_bytes_is_one_line(home, name):
+    call(home, "start", "true")
+    assert ended(home, "0")
+    (home / "deeplearn-run" / "log").write_bytes(LOGS[name])
+    line = ["bash", "deeplearn/deeplearn/cloud/worker.sh", "status"]
+    done = subprocess.run(line, cwd=home, env={**os.environ, "HOME": str(home)}, capture_output=True, check=True)
+    assert done.stdout.startswith(b"worker ") and done.stdout.count(b"\n") == 1 and len(done.stdout) < 2000
+    assert done.stderr == b"" and not set(done.stdout) & {0, 8, 11, 12, 13, 27, 28}
+    ((_, how, last),) = answers.workers(done.stdout.decode(errors="replace"))
+    assert how == "0" and (last.startswith(("step 1", "worker b lost", "x")) or name == "empty")
+    assert len(call(home, "log")) <= 100_000
+
+
+def ask(home, **variables):
+    """What the command line of `life.status` prints, in the shell of a worker."""
+    line = life.status(life.gcloud.Tpu("a", "z"))
+    (there,) = (word.removeprefix("--command=") for word in line if word.startswith("--command="))
+    environment = {**os.environ, "HOME": str(home), **variables}
+    return subprocess.run(["bash", "-c", there], cwd=home, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("hostname", ["a b", "a running b", "a\u2028b", "a\nworker c lost", "", "\x1b[31ma"])
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_host_of_any_name_is_one_word(home, hostname, installed):
+    (home / "bin").mkdir()
+    (home / "bin" / "hostname").write_text(f"#!/bin/bash\nprintf %s {shlex.quote(hostname)}\n")
+    (home / "bin" / "hostname").chmod(0o755)
+    if not installed:
+        shutil.rmtree(home / "deeplearn")
+    out = ask(home, PATH=f"{home / 'bin'}:{os.environ['PATH']}").stdout
+    assert [how for _, how, _ in answers.workers(out)] == ["new"] and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n", "1 2", "zero", "-"])
+@pytest.mark.parametrize("asked, expected", [(False, "lost"), (True, "stopped")])
+def test_a_damaged_exit_status_is_none(home, text, asked, expected):
+    call(home, "start", "true")
+    assert ended(home, "0")
+    (home / "deeplearn-run" / "exit").write_text(text)
+    if asked:
+        (home / "deeplearn-run" / "asked").touch()
+    assert state(home)[0] == expected
+
+
+def test_a_worker_whose_script_fails_is_not_new(home):
+    """Its command may be running; gcloud fails, and is asked again."""
+    (home / "deeplearn" / "deeplearn" / "cloud" / "worker.sh").write_text("exit 3")
+    done = ask(home)
+    assert (done.returncode, done.stdout) == (3, "")
+
+
 def test_a_worker_without_the_project_is_new(tmp_path):
     (there,) = (word.removeprefix("--command=") for word in life.status(life.gcloud.Tpu("a", "z")) if "status" in word)
     out = subprocess.run(["bash", "-c", there], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert [how for _, how, _ in life.workers(out)] == ["new"]
+    assert [how for _, how, _ in answers.workers(out)] == ["new"]
 
 
 def test_a_bundle_brings_the_last_commit(tmp_path, monkeypatch):
