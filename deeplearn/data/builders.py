@@ -17,8 +17,10 @@ import numpy as np
 import PIL.Image
 import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import UrlInfo, compute_url_info
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from deeplearn.data import integrity
 from deeplearn.errors import UserError
 
 
@@ -95,7 +97,7 @@ class Mnist(LabelledImages, skip_registration=True):
     )
 
     def _read(self, dl_manager):
-        paths = fetch(dl_manager, sum(self.FILES.values(), ()), self.MIRRORS)
+        paths = fetch(dl_manager, sum(self.FILES.values(), ()), self.MIRRORS, self.url_infos)
         return {
             split: (read_idx(paths[images])[..., None], read_idx(paths[labels]))  # (N, 28, 28, 1), (N,)
             for split, (images, labels) in self.FILES.items()
@@ -130,18 +132,7 @@ class Cifar10(LabelledImages, skip_registration=True):
 
     VERSION = tfds.core.Version("3.0.2")
     IMAGE_SHAPE = (32, 32, 3)
-    CLASSES = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+    CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: cifar-10-binary.tar.gz or cifar-10-python.tar.gz."
     FILES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
@@ -153,7 +144,7 @@ class Cifar10(LabelledImages, skip_registration=True):
     def _read(self, dl_manager):
         absent = missing(dl_manager, self.FILES)
         file = next((file for file in self.FILES if file not in absent), self.FILES[0])
-        return read_cifar10(fetch(dl_manager, [file], self.MIRRORS)[file])
+        return read_cifar10(fetch(dl_manager, [file], self.MIRRORS, self.url_infos)[file])
 
 
 class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -173,7 +164,8 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _read(self, dl_manager) -> dict[str, str]:
-        text = Path(fetch(dl_manager, [self.FILE], self.MIRRORS)[self.FILE]).read_text(encoding="utf-8")
+        path = fetch(dl_manager, [self.FILE], self.MIRRORS, self.url_infos)[self.FILE]
+        text = Path(path).read_text(encoding="utf-8")
         train = int(0.9 * len(text))
         validation = train + (len(text) - train) // 2
         return {"train": text[:train], "validation": text[train:validation], "test": text[validation:]}
@@ -189,13 +181,17 @@ BUILDERS = {builder.name: builder for builder in (Digits, Mnist, FashionMnist, C
 
 
 def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
-    """Write the data set into its TFDS directory under `data_dir`, and return that directory.
+    """Write the data set and its checksums into its TFDS directory under `data_dir`, and return that directory.
 
     Upstream files that lie in `manual_dir`, by default `data_dir/name`, are not downloaded. All are checked against
     `checksums.tsv`. Raises UserError, which says what to put where, for a file that cannot be had or is not the right
     one, and for a directory that cannot be written.
     """
     manual_dir = manual_dir or data_dir / name
+    folder = data_dir / name / str(BUILDERS[name].VERSION)
+    existed = folder.exists()
+    if existed and not (folder / "dataset_info.json").exists():
+        raise integrity.damaged(name, folder, "dataset_info.json is missing")
     builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, force_checksums_validation=True)
     try:
@@ -207,14 +203,21 @@ def prepare(name: str, data_dir: Path, manual_dir: Path | None = None) -> Path:
     except tfds.download.DownloadError as error:
         raise UserError(f"{name}: {error}; put the files into {manual_dir} and start again") from error
     except OSError as error:
-        if not (Path(builder.data_dir) / "dataset_info.json").exists():  # else another process was faster
+        if error.filename and Path(error.filename).parent == manual_dir:
+            raise integrity.unreadable(name, error.filename, error) from error
+        if not (folder / "dataset_info.json").exists():  # else another process was faster
             remedy = "make room there or choose another data_dir"
             raise UserError(f"{name}: cannot write {builder.data_dir} ({error}); {remedy}") from error
-    return Path(builder.data_dir)
+    if not existed:
+        integrity.record(folder)
+    return folder
 
 
-def fetch(dl_manager, files, mirrors) -> dict[str, Path]:
-    """The path of each file: in the manual directory, or downloaded from the first mirror that has the right one."""
+def fetch(dl_manager, files, mirrors, infos: dict[str, UrlInfo]) -> dict[str, Path]:
+    """The path of each file: in the manual directory, or downloaded from the first mirror that has the right one.
+
+    TFDS keeps what it has downloaded, and does not verify it when it is used again: it is verified here.
+    """
     absent = missing(dl_manager, files)
     failures, wrong = [], None
     for mirror in mirrors:
@@ -223,7 +226,11 @@ def fetch(dl_manager, files, mirrors) -> dict[str, Path]:
                 # TFDS itself would wait minutes for a host that does not answer.
                 with requests.get(mirror + absent[0], stream=True, timeout=10) as response:
                     response.raise_for_status()
-            return dl_manager.download({file: mirror + file for file in files})
+            paths = dl_manager.download({file: mirror + file for file in files})
+            for file, path in paths.items():
+                if compute_url_info(path) != infos[mirror + file]:
+                    raise NonMatchingChecksumError(f"Artifact {mirror + file}, kept in {path}, has wrong checksum")
+            return paths
         except (requests.RequestException, tfds.download.DownloadError) as error:
             failures.append(f"{mirror}: {type(error).__name__}")
         except NonMatchingChecksumError as error:

@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 
 from deeplearn import files
-from deeplearn.data import blank
-from deeplearn.data.cache import cached, user_cache, writable
+from deeplearn.data import blank, integrity
+from deeplearn.data.cache import SUFFIX, cached, user_cache, writable
 from deeplearn.data.sources import Arrays, Records, Source, Subset
 from deeplearn.data.splits import Data, check, hold_out
 from deeplearn.errors import UserError, unknown
@@ -23,7 +23,7 @@ from deeplearn.errors import UserError, unknown
 BUILT = ("digits", "mnist", "fashion_mnist", "cifar10", "tiny_shakespeare")
 IN_MEMORY = 2 * 2**30  # bytes, decoded
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _DECODED_AT_ONCE = 1000
 
 
@@ -52,6 +52,8 @@ def load(
       manual_dir: where upstream files lie that need no download, by default `data_dir/name`.
       image_shape: what the images' shape must be, if that matters.
 
+    The files are verified before use, see `integrity` and `cache`.
+
     Raises UserError for a name that is unknown, and for data that is absent, damaged or not as expected.
 
     >>> import tempfile
@@ -64,8 +66,8 @@ def load(
     folder = prepared(name, data_dir, manual_dir)
     opened = functools.cache(lambda: _open(name, folder))
     file, caches = kept_in(name, folder, f"arrays{_CACHE_FORMAT}")
-    if any((cache / file).exists() for cache in caches) or _decoded_bytes(opened()) <= IN_MEMORY:
-        arrays = cached(file, caches, lambda: _decode(opened()))
+    if any(os.path.exists(cache / file) for cache in caches) or _decoded_bytes(opened()) <= IN_MEMORY:
+        arrays = cached(file, caches, lambda: _decode(name, opened()))
         classes = tuple(arrays["classes"].tolist())
         train, test = (
             Arrays({key: arrays[f"{split}_{key}"] for key in ("image", "label")}) for split in ("train", "test")
@@ -74,7 +76,7 @@ def load(
         train, test = opened()["train"], opened()["test"]
         classes = train.classes
     rows, held_out = hold_out(len(train), validation)
-    return check(Data(name, _part(train, rows), _part(train, held_out), test, classes), image_shape)
+    return check(Data(name, _part(train, rows), _part(train, held_out), test, classes, folder.name), image_shape)
 
 
 def _part(source: Source, rows: np.ndarray) -> Source:
@@ -144,32 +146,52 @@ def brought(there: Path, folder: Path) -> Path:
 
 
 def kept_in(name: str, folder: Path, what: str) -> tuple[str, tuple[Path, Path]]:
-    """The file that keeps what was decoded of a prepared directory, and the folders that may hold it; see `cached`."""
-    identity = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:12]
-    return f"{name.replace('/', '-')}-{folder.name}-{identity}-{what}.npz", (folder, user_cache())
+    """The file that keeps what was decoded of a prepared directory, and the folders that may hold it; see `cached`.
+
+    The descriptions are verified first, where checksums of them exist. The file's name holds a hash of
+    `dataset_info.json`: after a change of it the records are decoded again. It holds none of the class names, so that
+    a cache file that was made of an intact directory is used on if they are damaged.
+    """
+    integrity.verify(name, folder, records=False)
+    identity = hashlib.sha256(integrity.read(name, folder / "dataset_info.json")).hexdigest()[:12]
+    return f"{name.replace('/', '-')}-{folder.name}-{identity}-{what}{SUFFIX}", (folder, user_cache())
 
 
 def open_builder(name: str, folder: Path):
-    """The TFDS builder of a prepared directory; UserError if its descriptions are damaged."""
+    """The TFDS builder of a prepared directory; UserError if its files are damaged."""
     import tensorflow_datasets as tfds
 
+    integrity.verify(name, folder, records=True)
     try:
-        return tfds.builder_from_directory(folder)
+        builder = tfds.builder_from_directory(folder)
+        _ = [split.file_instructions for split in builder.info.splits.values()]  # TFDS parses the file names only now
+        features = builder.info.features.items()
+        labels = {key: (x.names, x.num_classes) for key, x in features if isinstance(x, tfds.features.ClassLabel)}
     except Exception as error:  # whatever TFDS makes of damaged descriptions
-        remedy = "delete that directory and prepare the data set again"
-        raise UserError(f"{name}: cannot read {folder} ({type(error).__name__}); {remedy}") from error
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        raise UserError(f"{name}: cannot read {folder} ({cause}); {integrity.REMEDY}") from error
+    for key, (names, count) in labels.items():
+        integrity.check_class_names(name, folder / f"{key}.labels.txt", names, count)
+    return builder
 
 
 def open_split(name: str, builder, split: str):
-    """The `tfds.data_source` of a split; UserError if it is empty, or in a format without random access."""
-    info, folder = builder.info, builder.data_dir
+    """The `tfds.data_source` of a split, and path and number of examples of each of its files.
+
+    Raises UserError for a split that is empty, in a format without random access, or has not its number of examples.
+    """
+    info, folder = builder.info, Path(builder.data_dir)
     if split not in info.splits or info.splits[split].num_examples == 0:
         raise UserError(f"{name}: the {split} split in {folder} is empty; prepare the data set again")
     try:
-        return builder.as_data_source(split)
+        source = builder.as_data_source(split)
     except NotImplementedError as error:
         remedy = 'prepare it again with file_format="array_record"'
         raise UserError(f"{name}: {folder} is in the format {info.file_format.value}; {remedy}") from error
+    integrity.check_files(name, folder, [path.name for split in info.splits.values() for path in split.filepaths])
+    pieces = [(file.filename, file.take) for file in info.splits[split].file_instructions]
+    integrity.check_counts(name, split, pieces)
+    return source, pieces
 
 
 def _open(name: str, folder: Path) -> dict[str, Records]:
@@ -185,10 +207,9 @@ def _open(name: str, folder: Path) -> dict[str, Records]:
         raise UserError(f"{name}: its images differ in size; prepare them in one size")
 
     def records(split: str) -> Records:
-        source = open_split(name, builder, split)
-        pieces = [(file.filename, file.take) for file in info.splits[split].file_instructions]
+        source, pieces = open_split(name, builder, split)
         spec = jax.ShapeDtypeStruct(image.shape, image.np_dtype)
-        return Records(f"{name} {split}", source, spec, tuple(label.names), pieces)
+        return Records(f"{name} {split}", source, spec, tuple(label.names), pieces, int(info.splits[split].num_bytes))
 
     test = "test" if "test" in info.splits else "validation"
     return {"train": records("train"), "test": records(test)}
@@ -198,10 +219,11 @@ def _decoded_bytes(splits: dict[str, Records]) -> int:
     return sum(len(split) * (split.image.size * split.image.dtype.itemsize + 4) for split in splits.values())
 
 
-def _decode(splits: dict[str, Records]) -> dict[str, np.ndarray]:
+def _decode(name: str, splits: dict[str, Records]) -> dict[str, np.ndarray]:
     """All examples, as {split_image, split_label, classes}."""
     arrays = {"classes": np.array(splits["train"].classes)}
     for split, records in splits.items():
+        integrity.check_bytes(name, split, [path for path, _ in records.files], records.num_bytes)
         logging.info("decoding the %d images of %s, once", len(records), records.name)
         starts = range(0, len(records), _DECODED_AT_ONCE)
         parts = [records.__getitems__(range(n, min(n + _DECODED_AT_ONCE, len(records)))) for n in starts]

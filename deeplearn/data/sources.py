@@ -53,6 +53,7 @@ class Records:
       image: shape and dtype of every image.
       classes: the classes' names.
       files: path and number of examples of each file, in the order of the examples.
+      num_bytes: size of all encoded examples in bytes; 0 if it is unknown.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Records:
     image: jax.ShapeDtypeStruct
     classes: tuple[str, ...]
     files: Sequence[tuple[str, int]]
+    num_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.records)

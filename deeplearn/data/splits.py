@@ -16,6 +16,7 @@ class Data(NamedTuple):
       name: its name.
       train, validation, test: the splits.
       classes: the classes' names, in the order of the labels; () where nothing is classified.
+      version: the version of the prepared data, such as "1.0.0"; "" if there is none.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Data(NamedTuple):
     validation: Source
     test: Source
     classes: tuple[str, ...] = ()
+    version: str = ""
 
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:

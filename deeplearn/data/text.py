@@ -1,11 +1,12 @@
 """Texts by name, in characters or other tokens: prepared by TFDS or by our builder, encoded once, kept as arrays."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeplearn.data import blank, datasets
+from deeplearn.data import blank, datasets, integrity
 from deeplearn.data.cache import cached
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import SPLITS, Data, check
@@ -14,7 +15,7 @@ from deeplearn.errors import UserError
 if TYPE_CHECKING:
     from deeplearn.data.tokenizers import Tokenizer
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def load(
@@ -34,17 +35,18 @@ def load(
     Train, validation and test are TFDS's, texts of their own; see `windows` for how each is cut, and `encode` for the
     numbers. The directories are those of `datasets.load`: any data set that was prepared there as ArrayRecord, with a
     feature `text` and the three splits, can be loaded, and tiny_shakespeare is prepared if it is not. A split of many
-    examples is read as one text, end to end.
+    examples is read as one text, end to end. The files are verified before use, see `integrity` and `cache`.
 
     Raises UserError for a name that is unknown, for data that is absent, damaged or not as expected, and for a length
     that does not fit.
     """
     if data := blank.windows(name, length, margin, tokenizer):
         return data
-    arrays = _arrays(name, data_dir, manual_dir, tokenizer)
+    folder = datasets.prepared(name, data_dir, manual_dir)
+    arrays = _arrays(name, folder, tokenizer)
     margins = dict.fromkeys(SPLITS, 0) | {"train": margin}
     cut = (Arrays({"tokens": windows(arrays[split], length, margins[split])}) for split in SPLITS)
-    return check(Data(name, *cut))
+    return check(Data(name, *cut, version=folder.name))
 
 
 def vocabulary(
@@ -55,7 +57,9 @@ def vocabulary(
     Of all three, so that there is no unknown character in any; what occurs in the test alone would be an output that
     training never asks for, and tells a model nothing more. (In tiny_shakespeare all 65 occur in train.)
     """
-    return blank.vocabulary(name) or _text(_arrays(name, data_dir, manual_dir)["vocabulary"])
+    if characters := blank.vocabulary(name):
+        return characters
+    return _text(_arrays(name, datasets.prepared(name, data_dir, manual_dir))["vocabulary"])
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
@@ -114,9 +118,8 @@ def _text(codes: np.ndarray) -> str:
     return "".join(map(chr, codes))
 
 
-def _arrays(name: str, data_dir, manual_dir, tokenizer=None) -> dict[str, np.ndarray]:
+def _arrays(name: str, folder: Path, tokenizer=None) -> dict[str, np.ndarray]:
     """The tokens of each split; without a tokenizer also `vocabulary`, the characters' code points."""
-    folder = datasets.prepared(name, data_dir, manual_dir)
     what = f"tokens{_CACHE_FORMAT}" + (f"-{tokenizer.name}" if tokenizer else "")
     file, folders = datasets.kept_in(name, folder, what)
     return cached(file, folders, lambda: _encoded(_read(name, folder), tokenizer))
@@ -131,7 +134,7 @@ def _encoded(texts: dict[str, str], tokenizer) -> dict[str, np.ndarray]:
     return {"vocabulary": known, **{split: encode(text, _text(known)) for split, text in texts.items()}}
 
 
-def _read(name: str, folder) -> dict[str, str]:
+def _read(name: str, folder: Path) -> dict[str, str]:
     """The text of each split."""
     import tensorflow_datasets as tfds
 
@@ -141,12 +144,14 @@ def _read(name: str, folder) -> dict[str, str]:
         raise UserError(f"{name} has the features {', '.join(features)}; a text is needed")
 
     def read(split):
-        source = datasets.open_split(name, builder, split)
+        source, pieces = datasets.open_split(name, builder, split)
+        integrity.check_bytes(name, split, [path for path, _ in pieces], int(builder.info.splits[split].num_bytes))
         try:
             return b"".join(example["text"] for example in source.__getitems__(range(len(source)))).decode()
         except Exception as error:  # whatever the reader or the decoder makes of a damaged file
             cause = str(error).partition("\n")[0] or type(error).__name__
-            remedy = "restore it, or delete that directory and prepare the data set again"
-            raise UserError(f"{name}: cannot read the {split} split in {folder} ({cause}); {remedy}") from error
+            raise UserError(
+                f"{name}: cannot read the {split} split in {folder} ({cause}); {integrity.REMEDY}"
+            ) from error
 
     return {split: read(split) for split in SPLITS}

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeplearn.data import blank, datasets, text
-from deeplearn.data.cache import cached, user_cache
+from deeplearn.data import blank, datasets, integrity, text
+from deeplearn.data.cache import SUFFIX, cached, user_cache
 from deeplearn.errors import UserError, unknown
 
 NAMES = ("characters", "gpt2")
@@ -23,7 +23,7 @@ END = "<|endoftext|>"
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_MERGES = 50_000
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _CHECKSUMS = Path(__file__).parent / "checksums.tsv"
 
 # GPT-2 numbers the bytes whose Latin-1 character is visible before all others.
@@ -99,7 +99,7 @@ def gpt2(*, data_dir: str | os.PathLike | None = None, manual_dir: str | os.Path
     if blank.wanted():
         return byte_pairs("gpt2", np.zeros((GPT2_MERGES, 2), np.int32))
     folder = Path(manual_dir or datasets.data_root(data_dir) / "gpt2")
-    file = f"gpt2-merges{_CACHE_FORMAT}.npz"
+    file = f"gpt2-merges{_CACHE_FORMAT}{SUFFIX}"
     kept = cached(file, [user_cache()], lambda: {"merges": read_merges(_vocabulary(folder).decode())})
     return byte_pairs("gpt2", kept["merges"])
 
@@ -259,9 +259,9 @@ def _vocabulary(folder: Path) -> bytes:
     path = folder / "vocab.bpe"
     rows = [line.split("\t") for line in _CHECKSUMS.read_text().splitlines()]
     checksum = next(checksum for url, _, checksum, _ in rows if url == GPT2_URL)
-    if path.exists():
+    try:
         origin, content = path, path.read_bytes()
-    else:
+    except (FileNotFoundError, NotADirectoryError):
         try:
             response = requests.get(GPT2_URL, timeout=10)
             response.raise_for_status()
@@ -269,6 +269,8 @@ def _vocabulary(folder: Path) -> bytes:
             cause = f"cannot download {GPT2_URL} ({type(error).__name__})"
             raise UserError(f"gpt2: {cause}; put that file into {folder} and start again") from error
         origin, content = GPT2_URL, response.content
+    except OSError as error:
+        raise integrity.unreadable("gpt2", path, error) from error
     if hashlib.sha256(content).hexdigest() != checksum:
         cause = f"{origin} is damaged or another file (its SHA-256 is not {checksum})"
         raise UserError(f"gpt2: {cause}; put the right one into {folder} and start again")

@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -283,6 +284,32 @@ def test_a_wrong_file_is_named(data_dir, register, served, where):
         builders.prepare("mnist", data_dir)
     assert "\n" not in str(raised.value)
     assert not (data_dir / "mnist" / "3.0.1").exists()
+
+
+def test_a_kept_download_is_verified_again(data_dir, register, served):
+    """TFDS does not, and a text has no checksum of its own."""
+    address, folder = served
+    files = {"input.txt": PLAY.encode()}
+    register(builders.TinyShakespeare, files, mirrors=(address,))
+    write(folder, files)
+    prepared = builders.prepare("tiny_shakespeare", data_dir)
+    shutil.rmtree(prepared)
+    (kept,) = [path for path in (data_dir / "downloads").rglob("*") if path.is_file() and path.suffix != ".INFO"]
+    kept.write_bytes(kept.read_bytes().replace(b"a", b"b", 1))
+    with pytest.raises(UserError, match=f"^tiny_shakespeare: .*{kept}, has wrong checksum; delete that file and start"):
+        builders.prepare("tiny_shakespeare", data_dir)
+    kept.unlink()
+    assert builders.prepare("tiny_shakespeare", data_dir) == prepared
+
+
+def test_a_file_that_cannot_be_read(data_dir, register):
+    register(builders.Mnist, mnist_files())
+    write(data_dir / "mnist", mnist_files())
+    file = data_dir / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=f"^mnist: cannot read {file} \\(Is a directory\\); check that it exists"):
+        builders.prepare("mnist", data_dir)
 
 
 def test_another_process_was_faster(data_dir, monkeypatch):

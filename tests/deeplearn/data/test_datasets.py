@@ -34,11 +34,11 @@ def test_splits_are_the_prepared_ones(prepared, data_dir):
 
 def test_large_sets_stay_on_disk_and_hold_the_same(prepared, data_dir, monkeypatch):
     small = datasets.load("tiny", data_dir=data_dir)
-    for cache in prepared.glob("*.npz"):
+    for cache in prepared.glob("*.arrays"):
         cache.unlink()
     monkeypatch.setattr(datasets, "IN_MEMORY", 40 * 60)
     large = datasets.load("tiny", data_dir=data_dir)
-    assert isinstance(large.train, Subset) and not list(prepared.glob("*.npz"))
+    assert isinstance(large.train, Subset) and not list(prepared.glob("*.arrays"))
     assert large.classes == small.classes and large.spec == small.spec
     for split in SPLITS:
         assert pairs(large.split(split)) == pairs(small.split(split))
@@ -54,7 +54,7 @@ def test_decoded_once(prepared, data_dir, monkeypatch):
 
 def test_a_damaged_cache_is_made_again(prepared, data_dir, caplog):
     first = datasets.load("tiny", data_dir=data_dir)
-    (cache,) = prepared.glob("*.npz")
+    (cache,) = prepared.glob("*.arrays")
     os.truncate(cache, 100)
     with caplog.at_level(logging.WARNING):
         again = datasets.load("tiny", data_dir=data_dir)
@@ -68,9 +68,9 @@ def test_a_cache_of_other_data_is_not_used(prepare, data_dir, user_cache):
         folder = prepare(train=size, test=10)
         folder.chmod(0o555)
         assert len(datasets.load("tiny", data_dir=data_dir, validation=0.5).train) == size // 2
-        assert not list(folder.glob("*.npz"))
+        assert not list(folder.glob("*.arrays"))
         folder.rename(data_dir / "elsewhere") if size == 40 else None
-    assert len(list(user_cache.glob("tiny-1.0.0-*.npz"))) == 2
+    assert len(list(user_cache.glob("tiny-1.0.0-*.arrays"))) == 2
 
 
 def test_the_newest_version_is_read(prepare, data_dir):
@@ -180,7 +180,7 @@ import jax
 from deeplearn.data import augment, datasets, order, sources, splits, synthetic, text
 assert not {"tensorflow_datasets", "grain", "sklearn", "PIL"} & sys.modules.keys()
 assert len(datasets.load("digits", data_dir=sys.argv[1]).test) == 360
-for cache in datasets.Path(sys.argv[1]).rglob("*.npz"):
+for cache in datasets.Path(sys.argv[1]).rglob("*.arrays"):
     cache.rename(sys.argv[2])
 datasets.IN_MEMORY = 0
 records = datasets.load("digits", data_dir=sys.argv[1]).train
@@ -201,7 +201,7 @@ def test_no_tensorflow_ever_and_nothing_heavy_before_it_is_needed(data_dir, tmp_
     (tmp_path / "tensorflow" / "__init__.py").write_text("raise AssertionError('TensorFlow was imported')")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     for script in (COLD, WARM):
-        command = [sys.executable, "-c", script, data_dir, tmp_path / "kept.npz"]
+        command = [sys.executable, "-c", script, data_dir, tmp_path / "kept.arrays"]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
 
 

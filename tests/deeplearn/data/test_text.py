@@ -105,7 +105,7 @@ def test_splits_are_the_texts(tiny, data_dir):
     data = text.load("tiny_text", length=3, data_dir=data_dir)
     vocabulary = text.vocabulary("tiny_text", data_dir=data_dir)
     assert vocabulary == ALL
-    assert data.name == "tiny_text" and data.classes == ()
+    assert data.name == "tiny_text" and data.classes == () and data.version == "1.0.0"
     assert data.spec["tokens"].shape == (4,) and data.spec["tokens"].dtype == np.uint8
     for split in SPLITS:
         source = data.split(split)
@@ -118,7 +118,7 @@ def test_splits_are_the_texts(tiny, data_dir):
 def test_encoded_once(tiny, data_dir, monkeypatch):
     folder = tiny()
     first = text.load("tiny_text", length=2, data_dir=data_dir)
-    (kept,) = folder.glob("tiny_text-1.0.0-*-tokens*.npz")
+    (kept,) = folder.glob("tiny_text-1.0.0-*-tokens*.arrays")
     monkeypatch.setattr(text, "_read", None)
     again = text.load("tiny_text", length=2, data_dir=data_dir)
     np.testing.assert_array_equal(again.test.arrays["tokens"], first.test.arrays["tokens"])
@@ -159,7 +159,7 @@ def test_each_tokenizer_encodes_once(tiny, data_dir, monkeypatch):
         return [data.train.arrays["tokens"].tolist() for data in loaded]
 
     first = load()
-    assert len(list(folder.glob("tiny_text-1.0.0-*-tokens*.npz"))) == 4
+    assert len(list(folder.glob("tiny_text-1.0.0-*-tokens*.arrays"))) == 4
     monkeypatch.setattr(text, "_read", None)
     assert load() == first and first[0] == first[3] and first[1] != first[2]
 

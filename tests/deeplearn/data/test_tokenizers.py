@@ -219,7 +219,7 @@ def test_the_file_on_disk_is_read_once(tiny, tmp_path, monkeypatch, user_cache, 
     for tokenizer in (first, tokenizers.load("gpt2", "any", **where)):
         assert tokenizer.name == "gpt2" and tokenizer.vocabulary_size == 261
         assert tokenizer.encode("low lower").tolist() == [257, 258, 259]
-    assert [path.name for path in user_cache.iterdir()] == ["gpt2-merges1.npz"]
+    assert [path.name for path in user_cache.iterdir()] == ["gpt2-merges2.arrays"]
 
 
 class Response:
@@ -262,6 +262,27 @@ def test_a_file_that_cannot_be_had(tiny, tmp_path, monkeypatch, user_cache, get,
     with pytest.raises(UserError, match="^gpt2: " + said.replace("{}", re.escape(str(tmp_path / "gpt2")))) as raised:
         tokenizers.gpt2(data_dir=tmp_path)
     assert "\n" not in str(raised.value) and not user_cache.exists()
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "gpt2" / "vocab.bpe").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^gpt2: cannot read \S*/gpt2/vocab.bpe \(Is a directory\); check that it"):
+        tokenizers.gpt2(data_dir=tmp_path)
+
+
+def test_any_changed_byte_of_the_kept_merges(tiny, tmp_path, user_cache, caplog):
+    """They are read from vocab.bpe again."""
+    tiny(tmp_path / "gpt2")
+    expected = tokenizers.gpt2(data_dir=tmp_path)
+    (kept,) = user_cache.iterdir()
+    content = kept.read_bytes()
+    for place in range(len(content)):
+        kept.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        caplog.clear()
+        tokenizer = tokenizers.gpt2(data_dir=tmp_path)
+        assert tokenizer.vocabulary_size == expected.vocabulary_size
+        assert tokenizer.encode("low lower").tolist() == expected.encode("low lower").tolist()
+        assert f"{kept} is damaged" in caplog.text and kept.read_bytes() == content
 
 
 # mistakes
