@@ -1,16 +1,21 @@
-"""Writing files so that a kill leaves the old or the new one, and a full disk one clear line; the same in buckets."""
+"""Files that a kill leaves old or new but never half written, JSON files that show damage, and the same in buckets."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from deeplearn.errors import UserError
 
 BUCKETS = ("gs://",)
+_CHECKSUM = "checksum"
+_CHECKSUM_PREFIX = "crc32:"  # such a value under another key is a damaged checksum
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -25,11 +30,15 @@ def in_bucket(path: str | os.PathLike) -> bool:
 def locate(path: str | os.PathLike) -> pathlib.Path:
     """`path` to open, join and list: a pathlib.Path, or for gs:// an etils.epath.Path, which has the same methods.
 
+    A leading `~` or `~user` is expanded: shells do not expand it in `--workdir=~/runs/a`.
+
     >>> locate("runs/a") / "b"
     PosixPath('runs/a/b')
+    >>> locate("~/runs") == pathlib.Path.home() / "runs"
+    True
     """
     if not in_bucket(path):
-        return pathlib.Path(path)
+        return pathlib.Path(os.path.expanduser(path))
     from etils import epath
 
     return epath.Path(path)
@@ -48,10 +57,35 @@ def reach(path: str | os.PathLike) -> pathlib.Path:
         except ImportError as error:
             raise UserError(f"{path}: gs:// needs gcsfs; install it: pip install -e .[gcs]") from error
         except Exception as error:  # the clients have no base class for what can go wrong
-            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
             remedy = "correct the bucket's name, or run `gcloud auth application-default login`"
-            raise UserError(f"cannot reach {path}: {cause}; {remedy}") from error
+            raise UserError(f"cannot reach {path}: {cause(error)}; {remedy}") from error
     return place
+
+
+def cause(error: BaseException) -> str:
+    """An error in a few words on one line: the system's words for an OSError, else the type and the first line.
+
+    >>> cause(OSError(5, "Input/output error", "a")), cause(ValueError("no\\nmore"))
+    ('Input/output error', 'ValueError: no')
+    """
+    first, *_ = str(error).splitlines() or [""]
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {first[:200]}".removesuffix(": ")
+
+
+def unreadable(
+    what: str | os.PathLike, error: BaseException, remedy: str = "start again when it can be read"
+) -> UserError:
+    """The error for something that exists and cannot be read at present, which does not mean that it is damaged."""
+    return UserError(f"cannot read {what}: {cause(error)}; nothing was changed; {remedy}")
+
+
+def forget_listings(path: str | os.PathLike) -> None:
+    """Make the next listing of a bucket ask the server: gcsfs remembers listings, which other processes change."""
+    if in_bucket(path):
+        from etils.epath import backend
+
+        with contextlib.suppress(ImportError):  # without gcsfs there is another client, which remembers nothing
+            backend.fsspec_backend.fs(path).invalidate_cache()
 
 
 def remove_tree(path: pathlib.Path, ignore_errors: bool = False) -> None:
@@ -88,8 +122,13 @@ def mirror(
     keeper = tempfile.TemporaryDirectory()
     local, last = pathlib.Path(keeper.name), clock()  # deleted when nothing holds `keeper` any more
     for name in names:
-        if (place / name).exists():
-            (local / name).write_bytes((place / name).read_bytes())
+        try:
+            content = (place / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # the clients have no base class for what can go wrong
+            raise unreadable(place / name, error) from error
+        (local / name).write_bytes(content)
 
     def push(now: bool = False) -> None:
         nonlocal last
@@ -115,8 +154,9 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = error.strerror or str(error)
-        raise UserError(f"cannot write {path}: {cause}; put that right and run the same command again") from error
+        raise UserError(
+            f"cannot write {path}: {cause(error)}; put that right and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -142,7 +182,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             yield temporary
             locate(path).write_bytes(temporary.read_bytes())
         return
-    path = pathlib.Path(path)
+    path = locate(path)
     temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     with writing(path):
         try:
@@ -153,3 +193,74 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, indented, with a "checksum" over the rest, which `read_json` verifies.
+
+    Args:
+      path: the file, or an object in a bucket.
+      content: what JSON can hold, without the key "checksum".
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if _CHECKSUM in content:
+        raise ValueError(f"{path}: the key {_CHECKSUM!r} is taken")
+    content = json.loads(json.dumps(content))  # as it will be read: string keys, lists for tuples
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content | {_CHECKSUM: _checksum(content)}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike, remedy: str = "restore it from a copy, or move it away") -> dict[str, Any]:
+    """The JSON object in a file, without its "checksum"; files without a checksum are accepted.
+
+    Args:
+      path: the file, or an object in a bucket.
+      remedy: what the user can do if the file is damaged.
+
+    Raises:
+      FileNotFoundError, NotADirectoryError: there is no such file.
+      UserError: the file cannot be read, or is damaged.
+
+    >>> import tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "a.json")
+    >>> write_json(file, {"seed": 3})
+    >>> read_json(file)
+    {'seed': 3}
+    """
+    try:
+        data = locate(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:  # the clients of buckets have no base class for what can go wrong
+        raise unreadable(path, error) from error
+    try:
+        content, damage = json.loads(data.decode()), None
+    except UnicodeDecodeError as error:
+        content, damage = None, f"byte {error.start} is not UTF-8"
+    except RecursionError:
+        content, damage = None, "its JSON is nested too deeply"
+    except ValueError as error:  # cut off, garbled, or a number of too many digits
+        content, damage = None, f"it is not JSON: {error}" if data.strip() else "it is empty"
+    if damage is None:
+        damage = _damage(content)
+    if damage:
+        raise UserError(f"{path} is damaged ({damage}); {remedy}")
+    content.pop(_CHECKSUM, None)
+    return content
+
+
+def _damage(content: Any) -> str | None:
+    """What is wrong with the content of a JSON file, None if nothing is."""
+    if not isinstance(content, dict):
+        return "it is not a JSON object"
+    rest = {name: value for name, value in content.items() if name != _CHECKSUM}
+    misnamed = any(isinstance(value, str) and value.startswith(_CHECKSUM_PREFIX) for value in rest.values())
+    if misnamed or _CHECKSUM in content and content[_CHECKSUM] != _checksum(rest):
+        return "its checksum is wrong"
+    return None
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return f"{_CHECKSUM_PREFIX}{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"

@@ -1,29 +1,29 @@
 """Checkpoints of the whole state: asynchronous, atomic, and verified bit for bit when they are read.
 
-What one is on disk is in stored.py; what Orbax says of files that it cannot read or write, in orbax_errors.py.
+stored.py defines the files of one checkpoint, reading.py reads one, listing.py lists a directory of them, and
+restoring.py chooses the one to restore.
 
-Of several processes each writes and reads what its devices hold, in a directory that all of them see; which checkpoint,
-and whether it is intact, they decide together.
+One run writes to a directory; any number of readers may work there at any time, and a reader changes nothing. Each of
+several processes writes and reads what its devices hold, in a directory that all of them see. Process 0 lists the
+checkpoints; all processes decide together whether one is intact.
 """
 
 import contextlib
 import dataclasses
-import gc
+import functools
 import math
 import os
 import pathlib
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from deeplearn.errors import UserError
 from deeplearn.files import in_bucket, locate, remove_tree
 from deeplearn.parallel import processes
-from deeplearn.training import leaves, orbax_errors, stored
+from deeplearn.training import leaves, listing, orbax_errors, reading, restoring, stored
 from deeplearn.training.fingerprint import fingerprints
 
 
@@ -37,8 +37,9 @@ class Manager:
       mode: whether the best metric is the "min" or the "max".
       handler: Orbax's, which reads and writes.
       checkpointer: Orbax's, which owns the writing thread.
-      damaged: names of checkpoints that failed to restore: they count for nothing, and saving them again
-        replaces them.
+      identity: of the run, None if it is not to be checked.
+      accepted: other identities whose checkpoints may be restored and deleted.
+      damaged: names of checkpoints that are proven damaged: they are ignored, and saving them again replaces them.
       saving: step of the checkpoint that is being written.
     """
 
@@ -47,6 +48,8 @@ class Manager:
     mode: str
     handler: Any
     checkpointer: Any
+    identity: str | None = None
+    accepted: Collection[str | None] = ()
     damaged: set[str] = dataclasses.field(default_factory=set)
     saving: int | None = None
 
@@ -57,41 +60,39 @@ class Manager:
         close(self)
 
 
-class Restored(NamedTuple):
-    """A state read back, the metadata saved with it, and its step."""
-
-    state: Any
-    metadata: dict[str, Any]
-    step: int
+Restored = restoring.Restored
 
 
-def open(directory: str | os.PathLike, keep: int = 2, mode: str = "min") -> Manager:
-    """Open a directory of checkpoints, made if need be.
+def open(
+    directory: str | os.PathLike,
+    keep: int = 2,
+    mode: str = "min",
+    identity: str | None = None,
+    accepted: Collection[str | None] = (),
+) -> Manager:
+    """Open a directory of checkpoints, which the first save makes if need be.
 
     Args:
-      directory: where they are; one writer at a time (`manifest.lock` sees to that), any number of readers.
-      keep: how many of the newest to keep, at least 1, beside the best by metric.
+      directory: where they are; one writer at a time (`manifest.lock` ensures that), any number of readers.
+      keep: how many of the newest to keep, at least 1, in addition to the best by metric.
       mode: "min" or "max", which metric is the best.
-
-    Raises:
-      UserError: the directory cannot be made.
+      identity: of the run: what determines its numbers, in any form. It is saved with each checkpoint, and a
+        checkpoint with another one is not restored and not deleted. None: any identity is accepted.
+      accepted: other identities to accept; None among them stands for checkpoints that have none.
     """
     import orbax.checkpoint as ocp
 
     if keep < 1 or mode not in ("min", "max"):
         raise ValueError(f"keep must be at least 1 and mode min or max, not {keep} and {mode!r}")
-    directory = locate(directory) if in_bucket(directory) else pathlib.Path(directory).absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {directory}: {error.strerror}; choose another --workdir") from error
+    directory = locate(directory)
+    directory = directory if in_bucket(directory) else directory.absolute()
     orbax_errors.quieten()
     # Measured on 1 MB in 60 arrays: OCDBT writes 15 files, plain Zarr 125; compression takes 7 % off.
     handler = ocp.CompositeCheckpointHandler(
         state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
         record=ocp.JsonCheckpointHandler(filename="record.json"),
     )
-    return Manager(directory, keep, mode, handler, ocp.AsyncCheckpointer(handler))
+    return Manager(directory, keep, mode, handler, ocp.AsyncCheckpointer(handler), identity, accepted)
 
 
 def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> bool:
@@ -124,15 +125,17 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
         return False
 
     metric = None if metric is None or math.isnan(metric) else float(metric)
-    record = stored.make_record(step, metric, metadata, named, prints)
+    record = stored.make_record(step, metric, metadata, named, prints, manager.identity)
     path = manager.directory / stored.name_of(record)
 
     wait(manager)
     with _writing(manager, step):
-        manager.directory.mkdir(parents=True, exist_ok=True)  # if something removed it meanwhile
-        name, there = processes.decided([path.name, stored.is_whole(path)])
+        manager.directory.mkdir(parents=True, exist_ok=True)
+        name, present = processes.decided([path.name, _presence(path) if processes.is_main() else None])
         path = manager.directory / name
-        if there and name not in manager.damaged:
+        if present == reading.DAMAGED:
+            manager.damaged.add(name)
+        if present == reading.INTACT and name not in manager.damaged:
             return True
         if in_bucket(path):
             stored.clear(path)
@@ -153,14 +156,16 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
 def wait(manager: Manager) -> None:
     """Wait until the last save is on disk, and delete what is then neither among the newest nor the best.
 
+    Process 0 deletes, before it lists checkpoints for all processes.
+
     Raises:
-      UserError: the save failed.
+      UserError: the save failed, or old checkpoints cannot be listed or deleted.
     """
     step, manager.saving = manager.saving, None
     with _writing(manager, step):
         manager.checkpointer.wait_until_finished()
-        if step is not None and processes.is_main():
-            _prune(manager)
+    if step is not None and processes.is_main():
+        _prune(manager)
 
 
 def close(manager: Manager) -> None:
@@ -176,12 +181,22 @@ def close(manager: Manager) -> None:
 
 
 def steps(manager: Manager) -> list[int]:
-    """The steps, in order, of the checkpoints that are there and not known to be damaged."""
-    return sorted({checkpoint.step for checkpoint in _checkpoints(manager)})
+    """The steps, in order, of this run's checkpoints that are there and not known to be damaged.
+
+    Raises:
+      UserError: they cannot be listed.
+    """
+    checkpoints = listing.listed(manager.directory)
+    intact = [
+        c
+        for c in checkpoints
+        if not c.damage and c.name not in manager.damaged and restoring.is_ours(manager, c.identity)
+    ]
+    return sorted({checkpoint.step for checkpoint in intact})
 
 
 def restore_latest(manager: Manager, abstract_state: Any) -> Restored | None:
-    """The newest checkpoint that is intact, or None; each damaged one is skipped with a warning of one line.
+    """The newest intact checkpoint, or None; each one that is proven damaged is skipped with a warning of one line.
 
     Args:
       manager: from `open`.
@@ -189,101 +204,82 @@ def restore_latest(manager: Manager, abstract_state: Any) -> Restored | None:
         its shardings (where it has none, the default device), whatever sharding they were saved with.
 
     Raises:
-      UserError: a checkpoint is of another model; says which array differs first.
+      UserError: a checkpoint is of another run or another model (says which array differs first), or it cannot be
+        read and is not proven damaged. Nothing was changed.
     """
     wait(manager)
-    return _restore(manager, abstract_state, reversed(_checkpoints(manager)))
+    restored = restoring.restore(manager, abstract_state, lambda checkpoints: checkpoints[::-1])
+    if restored is None and manager.damaged:
+        logging.warning(
+            "no checkpoint in %s is intact; a run there starts again at step 0, and deletes a damaged checkpoint only "
+            "after it has passed its step",
+            manager.directory,
+        )
+    return restored
 
 
 def restore_best(manager: Manager, abstract_state: Any) -> Restored | None:
     """The intact checkpoint with the best metric, the earliest of equals; otherwise as `restore_latest`."""
     wait(manager)
-    return _restore(manager, abstract_state, _best_first(manager, _checkpoints(manager)))
+    return restoring.restore(manager, abstract_state, lambda checkpoints: listing.best_first(checkpoints, manager.mode))
 
 
-def _restore(manager: Manager, abstract_state: Any, checkpoints: Iterable[stored.Checkpoint]) -> Restored | None:
-    for name in processes.decided([checkpoint.name for checkpoint in checkpoints]):
-        path = manager.directory / name
-        with orbax_errors.quiet_coroutines():
-            damage = None
-            try:
-                record = stored.read_record(path)
-                stored.check_same_model(path, record, abstract_state)
-                data = _read_arrays(manager, path, abstract_state)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # the reader's trouble, no damage
-                raise
-            except Exception as error:  # there is no end to what damaged files make Orbax raise
-                damage = orbax_errors.cause(error)
-            # Before the fingerprints, which all processes take together.
-            damage = next(filter(None, processes.gathered(damage)), None) or stored.altered(record, data)
-            if damage is None:
-                return Restored(_as_state(data, abstract_state), record["metadata"], record["step"])
-            logging.warning("skipped the damaged checkpoint %s: %s", path, damage)
-            manager.damaged.add(name)
-            time.sleep(0.02)  # reads that nobody waits for any more end, and let go of their coroutines
-            gc.collect()
-    return None
-
-
-def _read_arrays(manager: Manager, path: pathlib.Path, abstract_state: Any) -> dict[str, jax.Array]:
-    import orbax.checkpoint as ocp
-    from etils import epath
-
-    abstract = {name: leaves.abstract_data(leaf) for name, leaf in leaves.named(abstract_state).items()}
-    item = {name: leaf for name, leaf in abstract.items() if leaf.size}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=item, restore_args=restore_args))
-    # Not by the checkpointer, which waits for all processes in the end, and in vain if one of them fails.
-    return manager.handler.restore(epath.Path(path), args=args).state
-
-
-def _as_state(data: dict[str, jax.Array], abstract_state: Any) -> Any:
-    restored = []
-    for name, leaf in leaves.named(abstract_state).items():
-        words = leaves.abstract_data(leaf)  # what was empty is not in the files
-        array = data[name] if words.size else jnp.zeros(words.shape, words.dtype, device=words.sharding)
-        restored.append(leaves.restore(leaf, array))
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
-
-
-def _checkpoints(manager: Manager) -> list[stored.Checkpoint]:
-    return stored.found(manager.directory, manager.damaged)
-
-
-def _best_first(manager: Manager, checkpoints: list[stored.Checkpoint]) -> list[stored.Checkpoint]:
-    sign = {"min": 1, "max": -1}[manager.mode]
-    return sorted((c for c in checkpoints if c.metric is not None), key=lambda c: sign * c.metric)
+def _presence(path: pathlib.Path) -> str | None:
+    """Whether a checkpoint is there already, INTACT or DAMAGED as far as its record says."""
+    if not stored.is_complete(path):
+        return None
+    try:
+        stored.read_record(path)
+    except stored.Damaged:
+        return reading.DAMAGED
+    return reading.INTACT
 
 
 def _prune(manager: Manager) -> None:
-    """Delete what is not kept; what is damaged only once the run has come past its step again."""
-    checkpoints = _checkpoints(manager)
-    newest = {checkpoint.step: checkpoint.name for checkpoint in checkpoints}
-    kept = {*list(newest.values())[-manager.keep :]}
-    kept |= {checkpoint.name for checkpoint in _best_first(manager, checkpoints)[:1]}
-    for path in list(manager.directory.iterdir()):
-        name = stored.NAME.fullmatch(path.name)
-        ahead = path.name in manager.damaged and int(name[1]) > max(newest, default=-1)
-        if name and path.name not in kept and not ahead:
-            path = stored.set_aside(path)  # at once, so that none is ever half there
-        if any(suffix in path.name for suffix in stored.UNFINISHED):
-            remove_tree(path)
+    """Delete what is not kept, and what interrupted saves left."""
+    ours = functools.partial(restoring.is_ours, manager)
+    kept = listing.to_keep(listing.listed(manager.directory), manager.keep, manager.mode, manager.damaged, ours)
+    try:
+        for path in listing.paths(manager.directory):
+            if stored.NAME.fullmatch(path.name) and path.name not in kept:
+                path = stored.set_aside(path)  # in one step, so that readers never see half of it
+            if any(suffix in path.name for suffix in stored.UNFINISHED):
+                # Files that readers hold open cannot be deleted on network disks; the next save tries again.
+                remove_tree(path, ignore_errors=True)
+    except OSError as error:
+        cause = orbax_errors.cause(error)
+        raise UserError(
+            f"cannot delete old checkpoints in {manager.directory}: {cause}; the newest is saved"
+        ) from error
 
 
 @contextlib.contextmanager
 def _writing(manager: Manager, step: int | None) -> Iterator[None]:
-    """Make one line of a failure to write, whatever Orbax makes of it."""
+    """Turn a failure to write into a UserError of one line, whatever Orbax raises for it."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not orbax_errors.os_error_code(error):
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # the clients of buckets have no base class for what can go wrong
+        if not (isinstance(error, OSError) or orbax_errors.os_error_code(error) or orbax_errors.is_refusal(error)):
             raise
         manager.saving = None
+        _remove_unfinished(manager)
+        raise UserError(
+            f"cannot save the checkpoint of step {step} in {manager.directory}: {orbax_errors.cause(error)}; "
+            f"{_what_is_kept(manager)}: put that right and run the same command again"
+        ) from error
+
+
+def _remove_unfinished(manager: Manager) -> None:
+    with contextlib.suppress(OSError):  # the failure to write is what the user must know
         for path in manager.directory.glob(f"*{stored.UNFINISHED[0]}*"):
             remove_tree(path, ignore_errors=True)  # what filled the disk must not stay there
+
+
+def _what_is_kept(manager: Manager) -> str:
+    try:
         last = max(steps(manager), default=None)
-        kept = "there is no earlier one" if last is None else f"that of step {last} is kept"
-        raise UserError(
-            f"cannot save the checkpoint of step {step} in {manager.directory}: {orbax_errors.cause(error)}; {kept}: "
-            "put that right and run the same command again"
-        ) from error
+    except UserError:  # the failure to write is what the user must know
+        return "no earlier one was changed"
+    return "there is no earlier one" if last is None else f"that of step {last} is kept"

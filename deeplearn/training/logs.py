@@ -1,6 +1,6 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard events, and a bar or lines of progress."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard events, and a bar or lines of progress."""
 
-import json
+import itertools
 import math
 import os
 import pathlib
@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
-from deeplearn.errors import UserError
-from deeplearn.files import locate, mirror, replacing, writing
+from deeplearn.files import locate, mirror, replacing, unreadable, writing
+from deeplearn.training import metric_lines
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -36,33 +36,38 @@ NO_LOGS = Logs(lambda step, scalars: None, lambda: None, lambda: None)  # of all
 def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Logs:
     """Open `workdir`/metrics.jsonl and `workdir`/tensorboard to append to.
 
-    A record is one JSON object on one line, {"step": 200, "loss": 0.25}. JSON has no NaN and no infinity: these
-    are the strings "NaN", "Infinity" and "-Infinity", which `read_metrics` turns back into numbers.
+    A record is one JSON object on one line, {"step": 200, "loss": 0.25, "crc": "3b11ff1c"}; see metric_lines.py.
 
     Args:
       workdir: an existing directory.
       resume_step: the step of the checkpoint that the run goes on from; what an earlier attempt wrote of later
-        steps is dropped, in one atomic replacement. None: the run starts anew, and all of it is dropped.
+        steps is dropped, in one atomic replacement. None: the run starts anew, and what an earlier attempt wrote
+        is kept as metrics.jsonl.1 (or .2, .3, the first that is free).
 
     Raises:
-      UserError: the files cannot be written; so too from `write`, when the disk is full.
+      UserError: metrics.jsonl cannot be read, or is damaged; then nothing was changed. Or the files cannot be
+        written; so too from `write`, when the disk is full.
     """
     directory, push = mirror(workdir, [METRICS])
     path = directory / METRICS
-    text = path.read_text() if path.exists() else ""
+    data = _content(path)
     last = -math.inf if resume_step is None else resume_step
-    kept = "".join(line for line, record in _records(locate(workdir) / METRICS, text) if record["step"] <= last)
-    if kept != text:
+    records = metric_lines.decode(locate(workdir) / METRICS, data)
+    kept = b"".join(line for line, record in records if record["step"] <= last)
+    if resume_step is None and records:
+        with replacing(directory / _free_name(locate(workdir))) as temporary:
+            temporary.write_bytes(data)
+    if kept != data:
         with replacing(path) as temporary:
-            temporary.write_text(kept)
+            temporary.write_bytes(kept)
     with writing(path):
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     events = open_events(path.parent / EVENTS, 0 if resume_step is None else resume_step + 1)
 
     def write(step: int, scalars: dict[str, Any]) -> None:
         numbers = {name: float(value) for name, value in scalars.items()}
         with writing(path):
-            file.write(json.dumps({"step": int(step)} | {k: _to_json(x) for k, x in numbers.items()}) + "\n")
+            file.write(metric_lines.encode(step, numbers))
             file.flush()
         events.write(int(step), numbers)
         push()
@@ -77,36 +82,31 @@ def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Log
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The records of `workdir`/metrics.jsonl; a last line that a kill cut short is left out, no file is no record.
+    """The records of `workdir`/metrics.jsonl, {"step": 200, "loss": 0.25}; none if there is no such file.
+
+    A last line that a kill cut off is left out.
 
     Raises:
-      UserError: another line is not a record.
+      UserError: the file cannot be read, or another line is damaged.
     """
     path = locate(workdir) / METRICS
-    text = path.read_text() if path.exists() else ""
-    return [record for _, record in _records(path, text)]
+    return [record for _, record in metric_lines.decode(path, _content(path))]
 
 
-def _records(path: pathlib.Path, text: str) -> list[tuple[str, dict[str, float]]]:
-    """Each line, with its end, and what it says."""
-    records, lines = [], text.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            step = int(record.pop("step"))
-            records.append((line, {"step": step} | {name: float(value) for name, value in record.items()}))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number < len(lines):
-                raise UserError(f"line {number} of {path} is not a record; repair or remove it") from error
-    if records and not records[-1][0].endswith("\n"):
-        records.pop()  # whole or not, it was being written when the run was killed
-    return records
+def _content(path: pathlib.Path) -> bytes:
+    """What is in a file; nothing if it does not exist."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except Exception as error:  # the clients of buckets have no base class for what can go wrong
+        raise unreadable(path, error, "restore or remove it, or start again when it can be read") from error
 
 
-def _to_json(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _free_name(workdir: pathlib.Path) -> str:
+    """The first of metrics.jsonl.1, metrics.jsonl.2, ... that does not exist."""
+    names = (f"{METRICS}.{number}" for number in itertools.count(1))
+    return next(name for name in names if not (workdir / name).exists())
 
 
 def open_events(directory: pathlib.Path, purge_step: int = 0) -> Logs:

@@ -1,7 +1,8 @@
-"""What Orbax and TensorStore raise and log when a file is damaged or cannot be written, made one line."""
+"""What Orbax and TensorStore raise and log when they cannot read or write, made one line."""
 
 import asyncio
 import contextlib
+import errno
 import logging as python_logging
 import os
 import re
@@ -10,6 +11,16 @@ import warnings
 from collections.abc import Iterator
 
 from absl import logging
+
+from deeplearn import files
+
+# TensorStore's words for a refusal of the system or the network; an error about content begins with another word.
+_STATUSES = (
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED"),
+    *("ABORTED", "CANCELLED", "UNKNOWN", "INTERNAL"),
+)
+_CLIENTS = ("gcsfs", "aiohttp", "google", "requests", "urllib3")  # of buckets; their errors have no common base class
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 def quieten() -> None:
@@ -32,19 +43,51 @@ def quiet_coroutines() -> Iterator[None]:
 
 
 def os_error_code(error: BaseException) -> int | None:
-    """The errno in an OSError, or in the ValueError that TensorStore makes of one.
+    """The errno of an OSError, or in TensorStore's message of one; also if another error was raised from it.
 
     >>> [os_error_code(error) for error in (OSError(28, "full"), ValueError("os_error_code='27'"), ValueError("no"))]
     [28, 27, None]
     """
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return getattr(error, "errno", None) or (int(code[1]) if code else None)
+    for each in _chain(error):
+        code = re.search(r"os_error_code='(\d+)'", str(each))
+        number = int(code[1]) if code else getattr(each, "errno", None)
+        if isinstance(number, int) and number:
+            return number
+    return None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the system or the network refused, which says nothing about what a file holds.
+
+    That something is missing is no refusal.
+
+    >>> [is_refusal(error) for error in (OSError(5, "I/O"), OSError(2, "none"), ValueError("UNAVAILABLE: x"))]
+    [True, False, True]
+    """
+    code = os_error_code(error)
+    if code:
+        return code not in _ABSENT
+    return any(
+        isinstance(each, OSError) and not isinstance(each, (FileNotFoundError, NotADirectoryError))
+        or str(each).startswith(tuple(f"{status}: " for status in _STATUSES))
+        or type(each).__module__.partition(".")[0] in _CLIENTS
+        for each in _chain(error)
+    )  # fmt: skip
 
 
 def cause(error: BaseException) -> str:
     """The system's own words if it is the system's error, else the error's type and first line."""
     code = os_error_code(error)
-    return os.strerror(code) if code else f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    return os.strerror(code) if code else files.cause(error)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or while handling."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _not_from_an_orbax_thread(record: python_logging.LogRecord) -> bool:

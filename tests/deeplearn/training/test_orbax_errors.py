@@ -1,6 +1,7 @@
 """Failing to write."""
 
 import asyncio
+import errno
 import os
 import resource
 import shutil
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from deeplearn.errors import UserError
-from deeplearn.training import checkpoints
+from deeplearn.training import checkpoints, orbax_errors
 from tests.deeplearn.training.states import make
 
 
@@ -62,20 +63,54 @@ def test_a_directory_that_vanishes_is_made_again(tmp_path):
 def test_a_directory_that_becomes_a_file(tmp_path):
     directory = tmp_path / "a"
     with checkpoints.open(directory) as manager:
-        directory.rmdir()
+        checkpoints.save(manager, 1, make(1), {})
+        checkpoints.wait(manager)
+        shutil.rmtree(directory)
         directory.write_text("")
-        with pytest.raises(UserError, match="step 2 in .*: File exists; there is no earlier one"):
+        with pytest.raises(UserError, match="step 2 in .*: File exists; no earlier one was changed"):
             checkpoints.save(manager, 2, make(2), {})
             checkpoints.wait(manager)
 
 
 def test_a_file_where_the_directory_should_be(tmp_path):
+    """A run restores before it trains, and thus notices at its start."""
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="cannot make .*--workdir"):
-            checkpoints.open(path)
+        with checkpoints.open(path) as manager:
+            with pytest.raises(UserError, match=f"cannot read the checkpoints in {path}: Not a directory; .*--workdir"):
+                checkpoints.restore_latest(manager, make(0))
 
 
 def test_a_programming_error_stays_one(tmp_path):
     with checkpoints.open(tmp_path) as manager, pytest.raises(ValueError, match="same path"):
         checkpoints.save(manager, 1, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, {})
+
+
+@pytest.mark.parametrize(
+    "error, refusal",
+    [
+        (OSError(errno.EIO, "x"), True),
+        (PermissionError(errno.EACCES, "x"), True),
+        (FileNotFoundError(errno.ENOENT, "x"), False),
+        (NotADirectoryError(errno.ENOTDIR, "x"), False),
+        (FileNotFoundError("without a number"), False),
+        (TimeoutError("without a number"), True),
+        (ValueError("NOT_FOUND: Error opening [source locations='os_error_code='24'"), True),
+        (ValueError("NOT_FOUND: Error opening"), False),
+        (ValueError("DATA_LOSS: CRC-32C checksum verification failed"), False),
+        (ValueError("UNAVAILABLE: the server does not answer"), True),
+        (ValueError("its value UNAVAILABLE: x"), False),
+        (KeyError("state"), False),
+    ],
+)
+def test_a_refusal_is_no_damage(error, refusal):
+    assert orbax_errors.is_refusal(error) is refusal
+    try:
+        raise RuntimeError("a wrapper") from error
+    except RuntimeError as wrapper:
+        assert orbax_errors.is_refusal(wrapper) is refusal
+
+
+def test_errors_of_the_clients_of_buckets_are_refusals():
+    HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
+    assert orbax_errors.is_refusal(HttpError("503"))
