@@ -11,7 +11,7 @@ import pytest
 
 from deeplearn import files
 from deeplearn.errors import UserError
-from deeplearn.training import checkpoints, logs, manifest
+from deeplearn.training import checkpoints, logs, manifest, reading, stored
 from tests.deeplearn import bucket
 
 
@@ -95,6 +95,51 @@ def test_a_damaged_checkpoint_is_skipped_and_saved_again(root, workdir):
         assert checkpoints.restore_latest(manager, state(0)).step == 1 and manager.damaged == {last}
         saved(manager, root, workdir, [2])
         assert checkpoints.restore_latest(manager, state(0)).step == 2 and not manager.damaged
+
+
+def test_what_vanishes_or_cannot_be_read(root, workdir, monkeypatch):
+    """The writer deletes the newest while it is read; then the server does not answer."""
+    with checkpoints.open(workdir) as manager:
+        names = saved(manager, root, workdir, [1, 2])
+        arrays = reading._arrays
+
+        def deleted(handler, path, item):
+            if path.name == names[-1] and stored.is_complete(path):
+                stored.set_aside(path)
+            return arrays(handler, path, item)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "_arrays", deleted)
+            assert checkpoints.restore_latest(manager, state(0)).step == 1
+        assert not manager.damaged
+
+        class HttpError(Exception):
+            """As gcsfs raises it: not an OSError."""
+
+        def fail(self, path, *arguments, **kwargs):
+            raise HttpError("503, try again\nlater")
+
+        before = there(root, workdir)
+        for method in ("ls", "_open"):
+            with monkeypatch.context() as patch:
+                patch.setattr(bucket.Bucket, method, fail)
+                for read in (lambda: checkpoints.restore_latest(manager, state(0)), lambda: checkpoints.steps(manager)):
+                    with pytest.raises(UserError, match="cannot read .*: HttpError: 503, try again; nothing") as error:
+                        read()
+                    assert "\n" not in str(error.value)
+        assert there(root, workdir) == before and not manager.damaged
+        assert checkpoints.restore_latest(manager, state(0)).step == 1
+
+
+def test_a_json_file(root, workdir):
+    path = f"{workdir}/a.json"
+    with pytest.raises(FileNotFoundError):
+        files.read_json(path)
+    files.write_json(path, {"seed": 3})
+    assert files.read_json(path) == {"seed": 3}
+    files.locate(path).write_bytes(files.locate(path).read_bytes().replace(b"3,", b"4,"))
+    with pytest.raises(UserError, match=f"{path} is damaged .its checksum is wrong"):
+        files.read_json(path)
 
 
 def test_logs_grow_and_go_on(root, workdir):
