@@ -1,4 +1,4 @@
-"""How many runs one program trains, and whether side by side or one after another: forecast and measured."""
+"""How many runs one program trains, and whether side by side or one after another: a rule, without any timing."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,15 +7,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-SHARE = 0.8  # of the free memory, for what the forecast does not know
+from deeplearn.errors import UserError
+
+SHARE = 0.8  # of an accelerator's memory: the forecast does not know everything
+CPU_SHARE = 0.5  # of a machine's memory, which other programs need too
+FLOPS = 1e6
 
 
 class Plan(NamedTuple):
     """How the runs of a sweep share the devices.
 
     Fields:
-      lanes: runs in one program; what exceeds them waits for the next call of the same program.
-      together: whether a device's lanes go side by side, in a vmap, or one after another.
+      lanes: runs in one program, a multiple of the number of devices; the other runs wait for the next call of it.
+      together: whether a device's lanes run side by side, in a vmap, or one after another, in a loop.
       bytes: the program's memory on a device, as compiled.
     """
 
@@ -53,6 +57,42 @@ def each(function: Callable[[Any, Any], Any], devices: Mesh, together: bool = Tr
     return jax.shard_map(local, mesh=devices, in_specs=(over, whole), out_specs=over, check_vma=False)
 
 
+def side_by_side(flops: float, platform: str | None = None) -> bool:
+    """Whether runs train side by side: on accelerators always, on a CPU if a step of one run is small.
+
+    The rule takes no measurement: two studies of the same program on the same platform always get the same answer, and
+    with it the same bits.
+
+    Args:
+      flops: of one training step of one run, by XLA's cost analysis.
+      platform: that of the devices; None for JAX's default.
+
+    >>> side_by_side(1e12, "gpu"), side_by_side(1e12, "cpu")
+    (True, False)
+    """
+    return (platform or jax.default_backend()) != "cpu" or flops < FLOPS
+
+
+def multiple(number: int) -> int:
+    """`number` rounded up to a multiple of the number of devices, which divide the lanes of a program.
+
+    Raises:
+      UserError: the number is below 1.
+    """
+    if number < 1:
+        raise UserError(f"--lanes={number} is not a number of runs; give 1 or more, or leave it out")
+    return -(-number // jax.device_count()) * jax.device_count()
+
+
+def at_most(lanes: int | None, runs: int) -> int | None:
+    """The lanes of a new plan for so many runs if the user chose `lanes`: no more than the runs need; None: no choice.
+
+    >>> at_most(None, 6) is None, at_most(10_000, jax.device_count())  == jax.device_count()
+    (True, True)
+    """
+    return None if lanes is None else min(multiple(lanes), multiple(runs))
+
+
 def forecast(compiled) -> int:
     """Bytes on a device while a compiled program runs: arguments, results and temporaries, each buffer once."""
     memory = compiled.memory_analysis()
@@ -60,54 +100,72 @@ def forecast(compiled) -> int:
     return int(sizes - memory.alias_size_in_bytes)
 
 
-def free() -> int:
-    """Bytes that a program may take on each device."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
+def room() -> int:
+    """Bytes that a plan may use on each device: a share of all its memory, the same however much is free now."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats:
-        return int(SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
+        return int(agreed(SHARE * stats["bytes_limit"]))
     import psutil
 
-    return int(SHARE * psutil.virtual_memory().available / jax.local_device_count())
+    return int(agreed(CPU_SHARE * psutil.virtual_memory().total / jax.local_device_count()))
 
 
-def agreed(values, reduce=np.max) -> np.ndarray:
-    """Numbers that each process measured for itself, reduced over the processes: all of them must plan alike."""
+def free() -> int:
+    """Bytes that no program uses on each device at this moment."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return int(agreed(stats["bytes_limit"] - stats["bytes_in_use"]))
+    import psutil
+
+    return int(agreed(psutil.virtual_memory().available / jax.local_device_count()))
+
+
+def agreed(value: float) -> float:
+    """The least of a number that each process measures for itself: all processes must plan alike."""
     if jax.process_count() == 1:
-        return np.asarray(values)
+        return value
     from jax.experimental import multihost_utils
 
-    return reduce(multihost_utils.process_allgather(np.asarray(values, np.float64)), axis=0)
+    return float(multihost_utils.process_allgather(np.float64(value)).min())
 
 
-def choose(compile: Callable[[int, bool], Any], seconds: Callable[[Any, int], float], runs: int, together: bool | None):
-    """The Plan for so many runs, and its compiled program.
+def choose(compile: Callable[[int], Any], runs: int, lanes: int | None = None) -> tuple[int, int, Any]:
+    """The number of lanes for so many runs, the program's bytes on a device, and the compiled program.
 
-    All runs go into one program if the memory of the devices bears it, else as many as do, in equal groups. Whether
-    they go side by side or one after another is measured, unless `together` says so: the first wins where a single run
-    leaves the cores idle, the second where it fills them and more would only crowd the caches.
+    All runs go into one program if it fits into `room`; otherwise into equal groups, as few as fit.
 
     Args:
-      compile: `(lanes, together) -> compiled`.
-      seconds: `(compiled, lanes) -> a step's seconds`.
+      compile: `lanes -> compiled`.
       runs: their number.
-      together: as in Plan, or None.
+      lanes: the number of lanes if it is settled, a multiple of the number of devices.
     """
-    count, room = jax.device_count(), int(agreed(free(), np.min))
+    if lanes is not None:
+        compiled = compile(lanes)
+        return lanes, forecast(compiled), compiled
+    count, limit, lanes = jax.device_count(), room(), multiple(runs)
+    while True:
+        compiled = compile(lanes)
+        needed = forecast(compiled)
+        if needed <= limit or lanes == count:
+            return lanes, needed, compiled
+        fit = max(count, min(lanes - count, int(lanes * limit / needed) // count * count))
+        lanes = multiple(-(-runs // -(-runs // fit)))  # as many groups, none of them nearly empty
 
-    def fitting(together):
-        lanes = -(-runs // count) * count
-        while True:
-            compiled = compile(lanes, together)
-            needed = forecast(compiled)
-            if needed <= room or lanes == count:
-                return Plan(lanes, together, needed), compiled
-            fit = max(count, min(lanes - count, int(lanes * room / needed) // count * count))
-            lanes = -(-runs // -(-runs // fit) // count) * count  # as many groups, none of them nearly empty
 
-    if together is not None or runs <= count:
-        return fitting(together is not False)
-    # Not in two threads: XLA compiles on all cores, and two compilations at once take longer than one after the other.
-    options = [fitting(True), fitting(False)]
-    a_run = agreed([seconds(compiled, plan.lanes) / plan.lanes for plan, compiled in options])
-    return options[int(a_run.argmin())]
+def check_free(plan: Plan, free: int, stored: bool = False) -> None:
+    """Raise UserError if a program needs more memory than is free: other lanes would give other bits.
+
+    Args:
+      plan: see Plan.
+      free: bytes on each device before the program's arguments were there.
+      stored: whether the plan is that of a study under way, which only a new plan can change.
+    """
+    if plan.bytes <= free:
+        return
+    count = jax.device_count()
+    fit = max(count, int(plan.lanes * free / plan.bytes) // count * count)
+    fewer = f"give --lanes={fit}{' with --replan, which changes the bits' * stored}, or " if fit < plan.lanes else ""
+    raise UserError(
+        f"{plan.lanes} runs in one program need {plan.bytes / 2**20:,.0f} MB of memory on a device, and"
+        f" {free / 2**20:,.0f} MB are free; {fewer}free memory and run the same command again"
+    )

@@ -1,14 +1,16 @@
 """How an optimizer is judged: tune on validation, run the winner again with fresh seeds, look at the test set once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from deeplearn.comparison import store, table
+from deeplearn.comparison import lanes as planning
+from deeplearn.comparison import plans, store, table
 from deeplearn.comparison.lanes import Plan
-from deeplearn.comparison.sweep import Sweep, sweep
+from deeplearn.comparison.names import Run
+from deeplearn.comparison.sweep import Prepared, Sweep, prepare, train
 from deeplearn.experiment import Experiment, Target
 from deeplearn.training.loop import monitored
 
@@ -39,7 +41,14 @@ class Outcome(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one sweep of this call trained, and how it went."""
+    """What one sweep of this call trained, and how it went.
+
+    Fields:
+      runs: how many were missing and are stored now; the other runs of their slices were trained with them again.
+      seconds: of the training of these slices.
+      compile_seconds: that their programs took to compile.
+      plan: how they shared the devices.
+    """
 
     runs: int
     seconds: float
@@ -110,49 +119,141 @@ def run(
     reruns: int,
     progress: Callable[[Live], None] = lambda live: None,
     together: bool | None = None,
+    *,
+    lanes: int | None = None,
+    identity: str | None = None,
+    accepted: Collection[str | None] | None = None,
+    replan: bool = False,
 ) -> tuple[Result, list[Work]]:
     """Train what is not finished yet, and judge.
 
+    The plan of the runs is stored before they train, and each slice of runs when it has trained. However often the
+    training is interrupted, every run gets the bits that it would have had without an interruption.
+
     Args:
-      directory: of the finished runs.
+      directory: of the finished runs of the workload.
       name: the optimizer with its settings.
       experiment: wired with that optimizer.
       points, seeds: to be tuned over, each with each.
       reruns: how many fresh seeds the winner has; 0: none, and the test split stays unseen.
       progress: told after each evaluation how far the runs are.
-      together: see deeplearn.comparison.sweep.
+      together: whether runs that have no plan yet go side by side or one after another; None: by rule.
+      lanes: how many of them one program trains; None: by rule.
+      identity: the hash of everything that can change the runs' numbers, kept in each record.
+      accepted: the identities that finished runs may have besides this one, see store.records; None: any.
+      replan: plan the missing runs anew where their plan is for other devices, or for other lanes than those chosen.
 
     Returns:
-      The Result, and the Work of each sweep: none where every run was there already.
+      The Result, and the Work of each sweep: none where every run was finished.
+
+    Raises:
+      UserError: a record or the plan cannot be used, or the memory does not suffice.
     """
     works = []
+    accepted = None if accepted is None else {*accepted, identity}
+    options = _Options(directory, name, experiment, progress, together, lanes, identity, accepted, replan)
 
     def finish(phase, runs):
-        nonlocal together
-        missing = store.missing(directory, name, phase, runs)
-        if missing:
-            report = follow(experiment.target, len(missing), progress)
-            trained, plan = sweep(name, experiment, missing, test=phase == "final", report=report, together=together)
-            store.write(directory, phase, trained)
-            together = plan.together  # what was faster once need not be tried again
-            seconds = float(trained.seconds[:, -1].sum())
-            works.append(Work(len(missing), seconds, float(trained.compile_seconds.sum()), plan))
-        return store.read(directory, name, phase, runs)
+        works.extend(_train_missing(options, phase, runs))
+        return store.read(directory, name, phase, runs, accepted)
 
     return judge(points, seeds, reruns, experiment.target, finish), works
+
+
+class _Options(NamedTuple):
+    """Arguments of `run`."""
+
+    directory: Path
+    name: str
+    experiment: Experiment
+    progress: Callable[[Live], None]
+    together: bool | None
+    lanes: int | None
+    identity: str | None
+    accepted: Collection[str | None] | None
+    replan: bool
+
+
+def _train_missing(options: _Options, phase: str, runs: Sequence[Run]) -> list[Work]:
+    """Train the runs of a phase that are not finished, by their stored plan or by a new one."""
+    directory, name, together = options.directory, options.name, options.together
+    missing = store.missing(directory, name, phase, runs)
+    if not missing:
+        return []
+    finished = [run for run in runs if run not in missing]
+    # Read before the training, which may take hours: a record that cannot be used shows now.
+    records = store.records(directory, name, phase, finished, options.accepted)
+    plan, file, works = plans.read(directory, name), plans.path(directory, name), []
+    store.meet("plan read")
+    by_entry, unplanned = plans.unfinished(plan[phase], missing)
+    for number, entry in enumerate(plan[phase]):
+        chosen = planning.at_most(options.lanes, len(entry.runs))
+        if by_entry[number] and options.replan and plans.differs(entry, together, chosen):
+            unplanned, by_entry[number] = unplanned + by_entry[number], []
+        elif by_entry[number]:
+            plans.check_entry(file, entry, together, chosen)
+    for entry, lost in zip(plan[phase], by_entry, strict=True):
+        if lost:
+            prepared = _prepare(options, entry.runs, entry.together, entry.lanes, stored=True)
+            works.append(_train_entry(options, phase, prepared, entry, lost))
+    if unplanned:
+        orphans = [] if options.replan else plans.orphans(plan[phase], name, phase, finished, records)
+        kept = [run for run, _ in orphans]
+        wanted = [run for run in runs if run in unplanned or run in kept]
+        wanted = [run for at, run in enumerate(wanted) if run not in wanted[:at]]
+        prepared = _prepare(options, wanted, together, planning.at_most(options.lanes, len(wanted)))
+        entry = plans.Entry(prepared.plan.together, prepared.plan.lanes, planning.mesh().size, tuple(wanted))
+        plans.check_orphans(file, entry, name, phase, [digest for _, digest in orphans])
+        plans.write(directory, name, {**plan, phase: [*plan[phase], entry]})
+        works.append(_train_entry(options, phase, prepared, entry, unplanned))
+    return works
+
+
+def _prepare(options: _Options, runs: Sequence[Run], together, lanes, stored: bool = False) -> Prepared:
+    return prepare(options.name, options.experiment, runs, together=together, lanes=lanes, stored=stored)
+
+
+def _train_entry(options: _Options, phase: str, prepared: Prepared, entry: plans.Entry, missing: Sequence[Run]) -> Work:
+    """Train the slices of an entry that have a missing run, and store each when it has ended."""
+    slices, seconds = plans.slices(entry, missing), 0.0
+    count = plans.length(entry, slices)
+    report = follow(options.experiment.target, count, options.progress)
+    for part in train(prepared, slices, test=phase == "final", report=report):
+        store.write(options.directory, phase, part, identity=options.identity, entry=entry)
+        seconds += float(part.seconds[:, -1].sum())
+    return Work(len(missing), seconds, prepared.compile_seconds, prepared.plan)
 
 
 class Unfinished(Exception):
     """So many runs of an optimizer are not there yet."""
 
 
-def stored(directory: Path, name: str, points, seeds, reruns: int, target: Target | None) -> Result:
-    """The Result of finished runs alone; Unfinished, with the number of those missing, if they are not all there."""
+def stored(
+    directory: Path,
+    name: str,
+    points: Sequence[dict[str, float]],
+    seeds: Sequence[int],
+    reruns: int,
+    target: Target | None,
+    *,
+    accepted: Collection[str | None] | None = None,
+) -> Result:
+    """The Result of finished runs alone, without training.
+
+    Args:
+      directory, name, points, seeds, reruns: as for `run`.
+      target: the experiment's.
+      accepted: the identities that the runs may have, see store.records; None: any.
+
+    Raises:
+      Unfinished: runs are missing; it tells how many.
+      UserError: a record cannot be used.
+    """
 
     def finish(phase, runs):
         if missing := store.missing(directory, name, phase, runs):
             raise Unfinished(f"{len(missing)} of {len(runs)} {phase} runs of {name} are not there yet")
-        return store.read(directory, name, phase, runs)
+        return store.read(directory, name, phase, runs, accepted)
 
     return judge(points, seeds, reruns, target, finish)
 

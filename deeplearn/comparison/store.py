@@ -1,69 +1,69 @@
-"""The finished runs of a comparison, a file each: what is there is never trained again."""
+"""The finished runs of a comparison, a file each: they are never trained again."""
 
-import hashlib
-import json
 import math
-import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from deeplearn.comparison.sweep import Sweep
+from deeplearn.comparison import checked, plans
+from deeplearn.comparison.names import Run, folder, identity, path, workload_folder
+from deeplearn.comparison.sweep import Sweep, distinct
 from deeplearn.errors import UserError
-from deeplearn.files import replacing, writing
 
-Run = tuple[dict[str, float], int]
-
-
-def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
-    """The file of a run: hyperparameters and seed, of "tune" or "final".
-
-    >>> path(Path("runs"), "adam(b1=0.8)", "tune", ({"learning_rate": 0.1}, 3)).as_posix()
-    'runs/adam-b1-0.8/tune-...-3.json'
-    """
-    hyperparameters, seed = run
-    return directory / folder(optimizer) / f"{phase}-{identity(optimizer, hyperparameters)}-{seed}.json"
-
-
-def identity(optimizer: str, hyperparameters: dict[str, float]) -> str:
-    """Ten letters that no two points of an optimizer share."""
-    return hashlib.sha256(json.dumps([optimizer, hyperparameters]).encode()).hexdigest()[:10]
-
-
-def folder(optimizer: str) -> str:
-    """The name of an optimizer's directory.
-
-    >>> folder("adam(b1=0.8)")
-    'adam-b1-0.8'
-    """
-    return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in optimizer).strip("-")
+__all__ = ["Run", "folder", "identity", "missing", "path", "read", "records", "stack", "workload_folder", "write"]
 
 
 def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> list[Run]:
     """Those of the runs that are not finished."""
-    return [run for run in runs if not path(directory, optimizer, phase, run).exists()]
+
+    def exists(file):
+        with checked.reading(file):
+            return file.exists()
+
+    return [run for run in runs if not exists(path(directory, optimizer, phase, run))]
 
 
-def write(directory: Path, phase: str, sweep: Sweep) -> None:
-    """Store every run of a sweep; UserError if that cannot be done.
-
-    Of several processes, which must all see the directory, the first writes, and the others wait for it.
-    """
-    if jax.process_index() == 0:
-        _write(directory, phase, sweep)
+def meet(tag: str) -> None:
+    """Wait for the other processes, if there are any, to come to the same point."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("runs written")
+        multihost_utils.sync_global_devices(tag)
 
 
-def _write(directory: Path, phase: str, sweep: Sweep) -> None:
+def write(
+    directory: Path, phase: str, sweep: Sweep, *, identity: str | None = None, entry: plans.Entry | None = None
+) -> None:
+    """Store every run of a sweep that is not stored yet; a record that exists stays as it is.
+
+    Of several processes, which must all see the directory, the first writes, and the others wait for it.
+
+    Args:
+      directory: of the workload.
+      phase: "tune" or "final".
+      sweep: the results.
+      identity: the hash of everything that can change the runs' numbers.
+      entry: the plan that they were trained by.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    if jax.process_index() == 0:
+        _write(directory, phase, sweep, identity, entry)
+    meet("runs written")
+
+
+def _write(directory: Path, phase: str, sweep: Sweep, identity: str | None, entry: plans.Entry | None) -> None:
     for i, (point, seed) in enumerate(zip(sweep.point, sweep.seeds, strict=True)):
         run = sweep.points[point], int(seed)
+        if not missing(directory, sweep.optimizer, phase, [run]):
+            continue
         content = {
+            "identity": identity,
+            "plan": None if entry is None else plans.note(entry, sweep.optimizer, phase, run),
             "optimizer": sweep.optimizer,
             "hyperparameters": run[0],
             "seed": run[1],
@@ -76,44 +76,137 @@ def _write(directory: Path, phase: str, sweep: Sweep) -> None:
             "curves": {name: _numbers(x[i]) for name, x in sweep.curves.items()},
             "test": {name: _numbers(x[i]) for name, x in sweep.test.items()},
         }
-        file = path(directory, sweep.optimizer, phase, run)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_text(json.dumps({"run": content, "checksum": _checksum(content)}) + "\n")
+        checked.write(path(directory, sweep.optimizer, phase, run), "run", content)
 
 
-def read(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> Sweep:
-    """The finished runs as one Sweep, in the order of `runs`.
+def read(
+    directory: Path, optimizer: str, phase: str, runs: Sequence[Run], accepted: Collection[str | None] | None = None
+) -> Sweep:
+    """The finished runs as one Sweep, in the order of `runs`; see `records` for the arguments and errors."""
+    return stack(optimizer, runs, records(directory, optimizer, phase, runs, accepted))
 
-    Raises UserError for a file that is damaged or absent.
+
+def records(
+    directory: Path, optimizer: str, phase: str, runs: Sequence[Run], accepted: Collection[str | None] | None = None
+) -> list[dict[str, Any]]:
+    """The content of the record of each run, checked.
+
+    Args:
+      directory: of the workload.
+      optimizer, phase, runs: what the records must be of.
+      accepted: the identities that a record may have, None among them for records of before identities; None: any.
+
+    Raises:
+      UserError: a file cannot be read, is damaged, holds another run, has another identity, or has other steps or
+        metrics than the other runs.
     """
-    found = [_read(path(directory, optimizer, phase, run)) for run in runs]
-    points = list({tuple(point.items()): point for point, _ in runs}.values())
-    array = lambda values: np.array(values, float)  # noqa: E731  # None, not a finite number, becomes NaN
+    files = [path(directory, optimizer, phase, run) for run in runs]
+    contents = []
+    for file, run in zip(files, runs, strict=True):
+        content = _read(file)
+        _check_run(file, content, optimizer, phase, run)
+        if accepted is not None and content.get("identity") not in accepted:
+            raise UserError(
+                f"{file} has the identity {content.get('identity')}, which is not this study's: its data, code or"
+                " library versions differ; choose another --workdir, or delete it and run the same command again,"
+                " which trains that run again"
+            )
+        contents.append(content)
+    for file, content in zip(files, contents, strict=True):
+        for what, names in (("steps", list), ("curves", sorted), ("test", sorted)):
+            ours, first = names(content[what]), names(contents[0][what])
+            if ours != first:
+                raise UserError(
+                    f"{file} has other {'test metrics' if what == 'test' else what} than {files[0].name}: they come"
+                    " from different versions or configs; choose another --workdir, or delete the older one and run"
+                    " the same command again, which trains that run again"
+                )
+    return contents
+
+
+def stack(optimizer: str, runs: Sequence[Run], contents: list[dict[str, Any]]) -> Sweep:
+    """The Sweep of the records of `runs`, one or more."""
+    points, point = distinct(runs)
+    first = contents[0]
+
+    def array(values):
+        return np.array(values, float)  # None, not a finite number, becomes NaN
+
     return Sweep(
         optimizer=optimizer,
-        points=tuple(points),
-        point=np.array([points.index(point) for point, _ in runs]),
+        points=points,
+        point=point,
         seeds=np.array([seed for _, seed in runs]),
-        steps=np.array(found[0]["steps"]),
-        examples=np.array(found[0]["examples"]),
-        epochs=np.array(found[0]["epochs"]),
-        seconds=array([run["seconds"] for run in found]),
-        curves={name: array([run["curves"][name] for run in found]) for name in found[0]["curves"]},
-        test={name: array([run["test"][name] for run in found]) for name in found[0]["test"]},
-        compile_seconds=array([run["compile_seconds"] for run in found]),
+        steps=np.array(first["steps"]),
+        examples=np.array(first["examples"]),
+        epochs=np.array(first["epochs"]),
+        seconds=array([run["seconds"] for run in contents]),
+        curves={name: array([run["curves"][name] for run in contents]) for name in first["curves"]},
+        test={name: array([run["test"][name] for run in contents]) for name in first["test"]},
+        compile_seconds=array([run["compile_seconds"] for run in contents]),
     )
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        whole = json.loads(file.read_text())
-        if whole["checksum"] == _checksum(whole["run"]):
-            return whole["run"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{file} is damaged; delete it and run the same command again, which trains that run alone")
+        content = checked.read(file, "run")
+        if _is_record(content):
+            return content
+    except checked.Damaged:
+        pass  # told below, as a wrong shape is
+    raise UserError(f"{file} is damaged; delete it and run the same command again, which trains that run again")
+
+
+def _check_run(file: Path, content: dict[str, Any], optimizer: str, phase: str, run: Run) -> None:
+    own = content["hyperparameters"], content["seed"]
+    if (content["optimizer"], content["phase"], *own) != (optimizer, phase, *run):
+        raise UserError(
+            f"{file} holds the run of {_describe(content['optimizer'], content['phase'], own)}, not of"
+            f" {_describe(optimizer, phase, run)}; put the right file in its place, or delete it and run the same"
+            " command again, which trains that run again"
+        )
+
+
+def _describe(optimizer: str, phase: str, run: Run) -> str:
+    """A run in a line: the beginning of its texts, which may be anything."""
+    point = ", ".join(f"{key[:40]!r}: {value!r}" for key, value in list(run[0].items())[:8])
+    return f"{optimizer[:80]!r} with {{{point}}} and seed {run[1]} ({phase[:20]!r})"
+
+
+def _is_record(content: Any) -> bool:
+    """Whether a content has the fields of a record, each of its shape."""
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), list):
+        return False
+    length, curves, test = len(content["steps"]), content.get("curves"), content.get("test")
+
+    def is_row(values, number=checked.is_number):
+        return isinstance(values, list) and len(values) == length and all(map(number, values))
+
+    def is_whole(value):
+        return checked.is_number(value, whole=True) and value > 0
+
+    def is_value(value):
+        return value is None or checked.is_number(value)
+
+    texts = [content.get("optimizer"), content.get("phase")]
+    numbers = [content.get("compile_seconds"), content.get("seed")]
+    return (
+        length > 0
+        and is_row(content["steps"], is_whole)
+        and is_row(content.get("examples"), is_whole)
+        and is_row(content.get("epochs"))
+        and is_row(content.get("seconds"))
+        and isinstance(curves, dict)
+        and {"loss", "validation/loss"} <= curves.keys()
+        and all(is_row(values, is_value) for values in curves.values())
+        and isinstance(test, dict)
+        and all(map(is_value, test.values()))
+        and all(isinstance(text, str) for text in texts)
+        and all(map(checked.is_number, numbers))
+        and checked.is_point(content.get("hyperparameters"))
+        and isinstance(content.get("identity"), str | None)
+        and isinstance(content.get("plan"), dict | None)
+    )
 
 
 def _numbers(values: np.ndarray) -> Any:
@@ -121,7 +214,3 @@ def _numbers(values: np.ndarray) -> Any:
     if np.ndim(values):
         return [_numbers(value) for value in values]
     return float(values) if math.isfinite(values) else None
-
-
-def _checksum(content: Any) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

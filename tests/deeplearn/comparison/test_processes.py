@@ -63,4 +63,4 @@ def test_two_processes_sweep_as_one(tmp_path):
     np.testing.assert_allclose(zero[0][2], alone[0][2], rtol=2e-3)
     np.testing.assert_allclose(zero[0][3], alone[0][3], rtol=2e-3)
     written = [sorted(path.name for path in (tmp_path / name / "adam").iterdir()) for name in ("one", "two")]
-    assert written[0] == written[1] and len(written[0]) == 8
+    assert written[0] == written[1] and len(written[0]) == 8 + 1  # the plan

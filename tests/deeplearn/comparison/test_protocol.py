@@ -27,14 +27,16 @@ POINTS = [{"learning_rate": rate} for rate in (1e-5, 0.03, 1e30)]
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What each call of `sweep` trains."""
+    """What each call of `train` trains: the runs of its slices, and whether on the test split."""
     calls = []
 
-    def spy(name, experiment, runs, *, test, **more):
-        calls.append((list(runs), test))
-        return sweep.sweep(name, experiment, runs, test=test, **more)
+    def spy(prepared, slices, *, test, **kwargs):
+        lanes = prepared.plan.lanes
+        runs = [(prepared.points[i], int(seed)) for i, seed in zip(prepared.point, prepared.seeds, strict=True)]
+        calls.append(([run for at in slices for run in runs[at * lanes : (at + 1) * lanes]], test))
+        return sweep.train(prepared, slices, test=test, **kwargs)
 
-    monkeypatch.setattr(protocol, "sweep", spy)
+    monkeypatch.setattr(protocol, "train", spy)
     return calls
 
 
@@ -73,12 +75,15 @@ def test_a_seed_more_trains_that_seed_alone(tmp_path, trained):
     assert result.tuned.seeds.tolist() == [0, 1, 2] * 3
 
 
-def test_a_run_that_was_lost_is_trained_again_alone(tmp_path, trained):
+def test_a_run_that_was_lost_is_trained_again_with_its_slice(tmp_path, trained):
     first, _ = run(tmp_path)
-    sorted(tmp_path.rglob("tune-*-1.json"))[0].unlink()
-    again, _ = run(tmp_path)
-    assert len(trained[2][0]) == 1 and trained[2][0][0][1] == 1
-    np.testing.assert_allclose(again.tuned.curves["loss"], first.tuned.curves["loss"], rtol=2e-3)
+    before = {file: file.read_text() for file in tmp_path.rglob("*.json")}
+    lost = sorted(tmp_path.rglob("tune-*-1.json"))[0]
+    lost.unlink()
+    again, works = run(tmp_path)
+    assert trained[2] == trained[0] and [work.runs for work in works] == [1]
+    np.testing.assert_array_equal(again.tuned.curves["loss"], first.tuned.curves["loss"])
+    assert {file for file, text in before.items() if file.read_text() != text} == {lost}  # only its seconds differ
 
 
 def test_without_reruns_the_test_split_stays_unseen(tmp_path, trained):

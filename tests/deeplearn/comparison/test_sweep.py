@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from deeplearn.comparison import lanes
+from deeplearn.comparison import lanes, programs
 from deeplearn.comparison import sweep as sweeps
 from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays, Records
@@ -68,7 +68,7 @@ def test_lanes_do_not_depend_on_how_they_are_run():
     points = [{"learning_rate": rate, "b1": b1} for rate in (0.01, 0.03) for b1 in (0.5, 0.8, 0.9)]
     wanted = [(point, seed) for point in points for seed in range(4)]
     results = [sweeps.sweep("adam", build(), wanted, together=how, test=True) for how in (True, False, None)]
-    assert [plan.together for _, plan in results[:2]] == [True, False]
+    assert [plan.together for _, plan in results] == [True, False, True]  # a step so small goes side by side
     one, *others = (result for result, _ in results)
     assert one.point.tolist() == np.repeat(range(6), 4).tolist() and one.seeds.tolist() == [0, 1, 2, 3] * 6
     assert len(np.unique(one.curves["loss"][:, -1])) == 24 and one.test["accuracy"].shape == (24,)
@@ -95,7 +95,7 @@ def test_what_the_memory_does_not_bear_waits(monkeypatch):
     wanted = runs(np.geomspace(0.001, 0.1, 10).tolist(), [0, 1])
     whole, plan = sweeps.sweep("adam", build(), wanted, together=True)
     assert plan.lanes == 24  # 20, and what is missing to a multiple of 8 devices
-    monkeypatch.setattr(lanes, "free", lambda: plan.bytes - 1)
+    monkeypatch.setattr(lanes, "room", lambda: plan.bytes - 1)
     calls = []
     parts, smaller = sweeps.sweep("adam", build(), wanted, together=True, report=lambda *at: calls.append(at))
     assert smaller.lanes in (8, 16) and smaller.bytes < plan.bytes
@@ -103,6 +103,72 @@ def test_what_the_memory_does_not_bear_waits(monkeypatch):
     assert calls[-1][:3] == (24 * groups, 24 * groups, 20) and calls[3][2] == smaller.lanes
     for name, values in whole.curves.items():
         np.testing.assert_allclose(parts.curves[name], values, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("lanes_asked, lanes_taken", [(1, 8), (8, 8), (9, 16), (32, 32)])
+def test_lanes_that_the_user_chose(lanes_asked, lanes_taken):
+    """Rounded up to a multiple of the 8 devices."""
+    prepared = sweeps.prepare("adam", build(), runs([0.1], range(20)), lanes=lanes_asked)
+    assert prepared.plan.lanes == lanes_taken
+
+
+@pytest.mark.parametrize("number", [0, -8])
+def test_no_lanes(number):
+    with pytest.raises(UserError, match=f"--lanes={number} is not a number of runs; give 1 or more"):
+        sweeps.prepare("adam", build(), runs([0.1], [0]), lanes=number)
+
+
+def test_slices_alone_have_the_bits_of_the_whole_sweep():
+    """Also the last one, which repetition fills up."""
+    prepared = sweeps.prepare("adam", build(), runs([0.01, 0.03], range(10)), lanes=8)
+    whole = list(sweeps.train(prepared, test=True))
+    assert [len(part.seeds) for part in whole] == [8, 8, 4]
+    calls = []
+    again = sweeps.prepare("adam", build(), runs([0.01, 0.03], range(10)), lanes=8)
+    parts = list(sweeps.train(again, [2, 0], test=True, report=lambda *at: calls.append(at[:3])))
+    assert calls[0] == (6, 48, 0) and calls[3:5] == [(24, 48, 4), (30, 48, 4)] and calls[-1] == (48, 48, 12)
+    for part, expected in zip(parts, (whole[2], whole[0]), strict=True):
+        np.testing.assert_array_equal(part.seeds, expected.seeds)
+        for name, values in expected.curves.items():
+            np.testing.assert_array_equal(part.curves[name], values)
+        np.testing.assert_array_equal(part.test["loss"], expected.test["loss"])
+
+
+@pytest.mark.parametrize(
+    "stored, remedy",
+    [
+        (False, "; give --lanes=8, or free memory and run the same command again"),
+        (True, "; give --lanes=8 with --replan, which changes the bits, or free memory"),
+    ],
+)
+def test_memory_that_others_use_changes_no_plan(monkeypatch, stored, remedy):
+    """What is free decides whether a sweep begins, not how many lanes it has."""
+    wanted = runs([0.01, 0.03], range(12))
+    _, plan = sweeps.sweep("adam", build(), wanted)
+    monkeypatch.setattr(lanes, "free", lambda: plan.bytes // 2)
+    with pytest.raises(
+        UserError, match="24 runs in one program need .* MB of memory on a device, and .* MB are free"
+    ) as raised:
+        sweeps.prepare("adam", build(), wanted, stored=stored)
+    assert remedy in str(raised.value) and "\n" not in str(raised.value)
+    monkeypatch.setattr(lanes, "free", lambda: 0)
+    with pytest.raises(UserError, match="are free; free memory and run the same command again"):
+        sweeps.prepare("adam", build(), wanted, lanes=8)
+
+
+@pytest.mark.parametrize(
+    "flops, platform, together",
+    [(1.0, "cpu", True), (1e12, "cpu", False), (1.0, "gpu", True), (1e12, "gpu", True), (1e12, "tpu", True)],
+)
+def test_the_rule(flops, platform, together):
+    assert lanes.side_by_side(flops, platform) == together
+
+
+def test_flops_of_a_step():
+    """Of one run: 16 examples through 4 x 8 and 8 x 3 weights, forward, and backward to the weights and activations."""
+    flops = programs.step_flops(build(), ["learning_rate"])
+    products = 2 * 16 * (2 * 4 * 8 + 3 * 8 * 3)
+    assert products < flops < 10 * products
 
 
 def test_a_diverged_lane_spoils_no_other():
