@@ -13,6 +13,12 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "of several processes: HO
 PROCESSES = flags.DEFINE_integer("processes", None, "how many; 1: this one alone, whatever cluster it is in")
 PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 TIMEOUT = flags.DEFINE_float("process_timeout", 300.0, "seconds to wait until all of them are there", lower_bound=1)
+SILENCE = flags.DEFINE_float(
+    "process_silence",
+    60.0,
+    "seconds without a sign of life after which a process counts as hung: the others name it and exit",
+    lower_bound=1,
+)
 
 
 def place():
@@ -38,8 +44,14 @@ def place():
 
 
 @contextlib.contextmanager
-def joined(fields: dict[str, Any], experiment: str) -> Iterator[None]:
-    """Run the block on every process of the run, all started with the same `fields`, experiment's file and code."""
+def joined(fields: dict[str, Any], experiment: str, workdir: str) -> Iterator[None]:
+    """Run the block on every process of the run, all started with the same `fields`, experiment's file and code.
+
+    Args:
+      fields: by name, what must be alike on all processes.
+      experiment: the experiment's file, or its name.
+      workdir: the run's, where the token may be by which the processes know each other.
+    """
     from deeplearn import experiment as experiments
     from deeplearn.parallel import processes
 
@@ -52,11 +64,12 @@ def joined(fields: dict[str, Any], experiment: str) -> Iterator[None]:
     code = [file for room in rooms for file in sorted(room.rglob("*.py"))]
     alike = {
         **fields,
+        "--process_silence": SILENCE.value,
         "the experiment's file": digest([experiments.find(experiment)]),
         "the code of deeplearn": digest(code),
         **{f"{package}'s version": metadata.version(package) for package in ("jax", "jaxlib")},
     }
-    with processes.together(here, alike, TIMEOUT.value):
+    with processes.together(here, alike, TIMEOUT.value, workdir, SILENCE.value):
         if not processes.is_main():
             logging.set_verbosity(logging.ERROR)
         yield
@@ -70,7 +83,7 @@ def digest(files: list[Path]) -> str:
 def check_shared(workdir: Path) -> None:
     """Refuse a workdir that is not, on every process, the directory in which process 0 has just written a manifest."""
     from deeplearn.errors import UserError
-    from deeplearn.parallel import processes, wire
+    from deeplearn.parallel import differences, processes
     from deeplearn.training import manifest
 
     processes.gathered(None)  # before that process 0 may still be writing
@@ -78,7 +91,7 @@ def check_shared(workdir: Path) -> None:
     shared = processes.gathered(here == processes.decided(here))
     if others := [rank for rank, same in enumerate(shared) if not same]:
         raise UserError(
-            f"{workdir} is another directory on {wire.named(others)} than on process 0; "
+            f"{workdir} is another directory on {differences.named(others)} than on process 0; "
             "choose a --workdir that all of them share"
         )
 

@@ -27,7 +27,7 @@ def main() -> None:
     written = manifest.read(workdir)
     alike = {"command": "evaluate", "--split": SPLIT.value, "--checkpoint": CHECKPOINT.value, "--mesh": MESH.value}
     alike |= {f"config.{name}": value for name, value in written["config"].items()}
-    with cluster.joined(alike, written["experiment"]):
+    with cluster.joined(alike, written["experiment"], WORKDIR.value):
         evaluate(workdir)
 
 

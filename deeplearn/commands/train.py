@@ -31,7 +31,7 @@ def main() -> None:
     path, config, workdir = runs.config_path(), CONFIG.value, files.reach(WORKDIR.value)
     alike = {"command": "train", "--workdir": WORKDIR.value, "--profile": PROFILE.value}
     alike |= {f"config.{name}": value for name, value in config.to_dict().items()}
-    with cluster.joined(alike, path):
+    with cluster.joined(alike, path, WORKDIR.value):
         run(path, config, workdir)
 
 

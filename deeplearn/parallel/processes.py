@@ -7,7 +7,6 @@ Process 0 writes, prints and decides; the others compute, and say nothing but er
 import contextlib
 import os
 import socket
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from deeplearn.errors import UserError
+from deeplearn.parallel import tokens
 from deeplearn.parallel import wire as wires
 
 Value = TypeVar("Value")
 
 _wire: wires.Wire | None = None
 _BY_HAND = "or give --coordinator, --processes and --process; --processes=1 for a run of its own"
+_NEVER = 10**7  # seconds: the wire names a process that hangs, where JAX would abort with a C++ stack trace
 
 
 class Place(NamedTuple):
@@ -72,16 +73,25 @@ def found(timeout: float) -> Place | None:
 
 
 @contextlib.contextmanager
-def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> Iterator[None]:
+def together(
+    place: Place | None,
+    fields: Mapping[str, Any],
+    timeout: float,
+    workdir: str | os.PathLike | None = None,
+    silence: float = wires.SILENCE,
+) -> Iterator[None]:
     """Run the block as one of several processes that begin and end together; without a place, as it stands.
 
-    To be entered before JAX has devices. If a process is lost, all others end within seconds and name it. An error in
-    the block ends all processes, and is printed here: nothing after the block is executed then.
+    Must be entered before JAX has devices. If a process is lost, all others end within seconds and name it; if one
+    hangs, they do so after `silence`. An error in the block ends all processes, and is printed here: nothing after the
+    block is executed then.
 
     Args:
       place: from `found`, or the flags.
       fields: by name, what must be alike on every process, as JSON can hold it.
       timeout: seconds to wait for the others.
+      workdir: where the token may be by which the processes know each other, see `parallel.tokens`.
+      silence: seconds without a sign of life after which a process counts as hung.
 
     Raises:
       UserError: a process did not come, or was started differently; the same on every process.
@@ -91,7 +101,7 @@ def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> 
         yield
         return
     try:
-        _wire = wires.meet(place.coordinator, place.rank, place.count, fields, timeout)
+        _wire = wires.meet(place.coordinator, place.rank, place.count, fields, timeout, workdir, silence)
     except UserError as error:
         raise UserError(f"process {place.rank}: {error}" if place.rank else str(error)) from error
     try:
@@ -103,6 +113,8 @@ def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> 
             place.rank,
             _own_devices(place, wires.gathered(_wire, socket.gethostname())),
             cluster_detection_method="deactivate",
+            coordinator_bind_address=_bind_address(place.coordinator),
+            heartbeat_timeout_seconds=_NEVER,
             initialization_timeout=int(timeout) + 1,
             shutdown_timeout_seconds=30,
         )
@@ -113,9 +125,21 @@ def together(place: Place | None, fields: Mapping[str, Any], timeout: float) -> 
     except KeyboardInterrupt:
         wires.end(_wire, 130, "interrupted")
     except BaseException as error:
-        time.sleep(wires.GRACE)  # a lost process makes collectives fail, and the wire will have said so by then
+        wires.settle(_wire)  # a lost or silent process makes collectives fail, and the wire says so
         traceback.print_exc()
         wires.end(_wire, 1, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _bind_address(coordinator: str) -> str | None:
+    """Where JAX's service is to listen: on loopback only if the coordinator is there; None leaves it to JAX.
+
+    >>> _bind_address("localhost:80"), _bind_address("10.0.0.2:80")
+    ('127.0.0.1:80', None)
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not tokens.is_loopback(host.strip("[]")):
+        return None
+    return f"127.0.0.1:{port}" if host == "localhost" else coordinator
 
 
 def _own_devices(place: Place, machines: list[str]) -> list[int] | None:
@@ -150,7 +174,7 @@ def decided(value: Value) -> Value:
     >>> decided("go")
     'go'
     """
-    return gathered(value)[0]
+    return value if _wire is None else wires.gathered(_wire, None if _wire.rank else value)[0]
 
 
 def in_turn(function: Callable[[], Value]) -> Value:

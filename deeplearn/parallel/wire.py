@@ -1,8 +1,14 @@
-"""The wire between a run's processes: who is there, what each says, and who is lost.
+"""The wire between a run's processes: who is there, what each says, and who is lost or silent.
 
-TCP with process 0 in the middle, a JSON object on each line. It stands before JAX does, so that a process that does not
-come, or was started differently, is named in one line; and it stays, because a kernel closes the sockets of a process
-however that ends. JAX's own service would need minutes to miss one, and end the others in many lines without its name.
+TCP with process 0 in the middle. It is there before JAX is, so that a process that does not arrive, or was started
+differently, is named in one line. It stays open during the run: a kernel closes the sockets of a process however that
+ends, and a process that is stopped sends no heartbeats. JAX's own service would need minutes to miss a process, and
+would end the others with a C++ stack trace and without its name.
+
+The network is assumed to be private. A stranger who can reach process 0's port learns nothing and cannot join, and
+frames cannot be changed on the way (see `frames`), but they are not encrypted. JAX's own service, which listens at the
+same port afterwards, and the collectives (gloo, NCCL, TPU) are neither authenticated nor encrypted: no port of a run's
+machines may be reachable by anybody who is not trusted.
 """
 
 import contextlib
@@ -10,18 +16,19 @@ import dataclasses
 import json
 import os
 import queue
-import select
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Mapping
 from typing import Any
 
-from deeplearn.errors import UserError
+from deeplearn.parallel import frames, meeting, messages, tokens
+from deeplearn.parallel.differences import named
 
 GRACE = 5.0  # seconds in which others come to the same end by themselves, and say so in their own words
-HELLO = 5.0  # seconds for a stranger to say who it is
+SILENCE = 60.0  # seconds without a sign of life after which a process counts as hung
+UNASKED = 8  # messages that may wait to be asked for; at most one does, as each is answered before the next is sent
 GO_ON = "the same command on every process goes on from the last checkpoint"
 
 
@@ -31,45 +38,74 @@ class Wire:
 
     Fields:
       rank, count: this process, and how many there are.
-      peers: the sockets: of process 0 to all others, of every other to process 0.
+      peers: the channels: of process 0 to all others, of every other to process 0.
+      silence: seconds without any message after which a peer counts as hung.
       said: what each of them said, and nobody asked for yet.
+      heard: when each of them was last heard, by time.monotonic().
+      suspects: the processes that this one has not heard for a while.
+      told: those that process 0 has not heard for a while.
       ending: set once the main thread is on its way out: from then on the end of another process is no news.
+      exiting: held by the thread that ends this process.
       readers: the threads that listen, which end when their peer has hung up.
     """
 
     rank: int
     count: int
-    peers: dict[int, socket.socket]
-    said: dict[int, queue.Queue]
+    peers: dict[int, frames.Channel]
+    silence: float = SILENCE
+    said: dict[int, queue.Queue] = dataclasses.field(default_factory=dict)
+    heard: dict[int, float] = dataclasses.field(default_factory=dict)
+    suspects: list[int] = dataclasses.field(default_factory=list)
+    told: list[int] = dataclasses.field(default_factory=list)
     ending: threading.Event = dataclasses.field(default_factory=threading.Event)
     exiting: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    readers: list[threading.Thread] = dataclasses.field(default_factory=list)
+    readers: dict[int, threading.Thread] = dataclasses.field(default_factory=dict)
 
 
-def meet(coordinator: str, rank: int, count: int, fields: Mapping[str, Any], timeout: float) -> Wire:
+def meet(
+    coordinator: str,
+    rank: int,
+    count: int,
+    fields: Mapping[str, Any],
+    timeout: float,
+    workdir: str | os.PathLike | None = None,
+    silence: float = SILENCE,
+) -> Wire:
     """Wait until all processes are there and have the same `fields`; then open the wire between them.
 
     Args:
       coordinator: HOST:PORT at which process 0 listens, for this alone: the port is free again afterwards.
       rank: this process, from 0.
       count: how many there are.
-      fields: by name, what JSON can hold and must be alike.
+      fields: by name, what JSON can hold and must be alike. Nobody sees it who does not know the token (see `tokens`).
       timeout: seconds.
+      workdir: where the file with the token is, which process 0 creates if it is missing.
+      silence: seconds without a sign of life after which a process counts as hung; the same on all.
 
     Raises:
       UserError: names the processes that did not come, or those that differ and in what; the same on every process.
     """
     host, _, port = coordinator.rpartition(":")
+    address = host.strip("[]"), int(port)
     fields = json.loads(json.dumps({"--processes": count, **fields}))
     if rank:
-        peers = {0: _arrive(host.strip("[]"), int(port), rank, fields, timeout)}
+        peers = {0: meeting.arrive(address, rank, fields, timeout, workdir)}
     else:
-        peers = _await_all(int(port), count, fields, timeout)
-    wire = Wire(rank, count, peers, {peer: queue.Queue() for peer in peers})
+        with tokens.provided(workdir):
+            peers = meeting.await_all(address, count, fields, timeout, tokens.find(address[0], workdir))
+    return opened(rank, count, peers, silence)
+
+
+def opened(rank: int, count: int, peers: dict[int, frames.Channel], silence: float = SILENCE) -> Wire:
+    """The wire over these channels, with its threads: one that listens to each peer, and one for heartbeats."""
+    now = time.monotonic()
+    wire = Wire(rank, count, peers, silence)
+    wire.said = {peer: queue.Queue(UNASKED) for peer in peers}
+    wire.heard = dict.fromkeys(peers, now)
     for peer in peers:
-        wire.readers.append(threading.Thread(target=_listen, args=(wire, peer), daemon=True, name=f"process {peer}"))
-    for reader in wire.readers:
-        reader.start()
+        wire.readers[peer] = threading.Thread(target=_listen, args=(wire, peer), daemon=True, name=f"process {peer}")
+    for thread in (*wire.readers.values(), threading.Thread(target=_beat, args=(wire,), daemon=True, name="heartbeat")):
+        thread.start()
     return wire
 
 
@@ -79,11 +115,11 @@ def gathered(wire: Wire, value: Any) -> list[Any]:
     value: what JSON can hold.
     """
     if wire.rank:
-        _send(wire.peers[0], {"say": value})
+        frames.send(wire.peers[0], {"say": value})
         return wire.said[0].get()
     values = json.loads(json.dumps([value, *(wire.said[peer].get() for peer in sorted(wire.peers))]))
     for peer in wire.peers.values():
-        _send(peer, {"say": values})
+        frames.send(peer, {"say": values})
     return values
 
 
@@ -94,7 +130,17 @@ def end(wire: Wire, status: int, line: str) -> None:
     """
     wire.ending.set()
     wire.exiting.acquire()
-    _leave(wire, {"ended": [status, f"process {wire.rank} ended: {line}"]}, status, line)
+    _leave(wire, messages.end(status, f"process {wire.rank} ended: {line}", patient=True), line)
+
+
+def settle(wire: Wire) -> None:
+    """Wait as long as another process may turn out to be the cause of this one's error; it then ends this one.
+
+    A collective fails when a process is lost, and after a while when one is silent.
+    """
+    time.sleep(GRACE)
+    while wire.suspects or wire.told:
+        time.sleep(0.1)
 
 
 def close(wire: Wire) -> None:
@@ -103,183 +149,110 @@ def close(wire: Wire) -> None:
     wire.ending.set()
 
 
-def named(ranks: Iterable[int]) -> str:
-    """The processes of these ranks in words.
+def quiet(heard: Mapping[int, float], now: float, seconds: float) -> list[int]:
+    """The processes that were last heard more than so many seconds ago.
 
-    >>> named([1]), named([1, 2, 5])
-    ('process 1', 'processes 1, 2 and 5')
+    >>> quiet({1: 10.0, 2: 2.0}, now=12.0, seconds=5.0)
+    [2]
     """
-    *others, last = map(str, sorted(ranks))
-    return f"processes {', '.join(others)} and {last}" if others else f"process {last}"
+    return sorted(rank for rank, when in heard.items() if now - when > seconds)
 
 
-def differences(fields: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """How some processes differ from process 0, if any does, in a line that shows the first three fields.
+def excused(heard: Mapping[int, float], last: float, now: float, most: float) -> dict[int, float]:
+    """When processes were last heard that are to be given all of their time again; none if this one has run all along.
 
-    >>> differences({0: {"lr": 0.1, "seed": 0}, 1: {"lr": 0.1, "seed": 0}, 2: {"lr": 0.3, "seed": 0}})
-    'process 2 was not started as process 0 was: lr is 0.1 on process 0 and 0.3 on process 2'
+    Args:
+      heard: when each process was last heard.
+      last, now: two looks at the clock, one after the other.
+      most: seconds between the looks above which this process itself was stopped.
+
+    >>> excused({1: 3.0}, last=4.0, now=5.0, most=30.0), excused({1: 3.0}, last=4.0, now=99.0, most=30.0)
+    ({}, {1: 99.0})
     """
-    mine, ranks, first = fields[0], [], {}
-    for rank, theirs in sorted(fields.items()):
-        names = [name for name in mine | theirs if mine.get(name, _ABSENT) != theirs.get(name, _ABSENT)]
-        ranks += [rank] * bool(names)
-        first = dict.fromkeys(names, rank) | first
-    if not ranks:
-        return None
-    shown = [
-        f"{name} is {mine.get(name, _ABSENT)} on process 0 and {fields[rank].get(name, _ABSENT)} on process {rank}"
-        for name, rank in first.items()
-    ]
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    were = "were" if len(ranks) > 1 else "was"
-    return f"{named(ranks)} {were} not started as process 0 was: {', '.join(shown[:3])}{more}"
+    return dict.fromkeys(heard, now) if now - last > most else {}
 
 
-_ABSENT = "absent"
+def _beat(wire: Wire) -> None:
+    """Send a heartbeat to every peer every few seconds; end this process when one of them is silent for too long.
+
+    This thread never waits for a peer. When it has not run for long, this process was itself stopped, as by the
+    suspension of a whole job, and its peers with it perhaps: they get all of their time again.
+    """
+    period = min(wire.silence / 6, 5.0)
+    last = time.monotonic()
+    while not wire.ending.wait(period):
+        now = time.monotonic()
+        wire.heard.update(excused(wire.heard, last, now, wire.silence / 2))
+        last = now
+        wire.suspects = quiet(wire.heard, now, 3 * period)
+        if silent := quiet(wire.heard, now, wire.silence):
+            _end_for(wire, messages.end(2, _silent(silent, wire.silence)), silent)
+        for peer in wire.peers.values():
+            frames.send_now(peer, {"beat": wire.suspects})
 
 
-def _await_all(port: int, count: int, fields: dict, timeout: float) -> dict[int, socket.socket]:
-    """Process 0's side of `meet`."""
-    deadline = time.monotonic() + timeout
-    peers, told = {}, {0: fields}
-
-    def refuse(line):
-        for peer in peers.values():
-            _send(peer, {"refused": line})
-        raise UserError(line)
-
-    try:
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        server = socket.create_server(
-            ("", port), family=family, backlog=count, dualstack_ipv6=family == socket.AF_INET6
-        )
-    except OSError as error:
-        raise UserError(
-            f"process 0 cannot listen on port {port}: {os.strerror(error.errno)}; choose another --coordinator"
-        ) from error
-    with server:
-        while missing := set(range(1, count)) - peers.keys():
-            try:
-                server.settimeout(max(deadline - time.monotonic(), 0.001))
-                peer, _ = server.accept()
-            except TimeoutError:
-                refuse(
-                    f"{named(missing)} of {count} did not arrive within {timeout:g} s; see what they say if they run"
-                )
-            hello = _receive(peer, HELLO)
-            if not isinstance(hello.get("process"), int) or not isinstance(hello.get("fields"), dict):
-                peer.close()  # something else that knocks at open ports
-                continue
-            rank = hello["process"]
-            if rank in peers and not _hung_up(peers[rank]):
-                _send(peer, {"refused": f"there is a process {rank} already; each needs a --process of its own"})
-                peer.close()
-                continue
-            peers[rank], told[rank] = peer, hello["fields"]
-            if rank >= count:
-                break  # it counts other processes, and that is a difference
-    if line := differences(told):
-        refuse(f"{line}; start all with the same command and files")
-    for peer in peers.values():
-        _send(peer, {"go": True})
-        _keep_alive(peer)
-    return peers
-
-
-def _arrive(host: str, port: int, rank: int, fields: dict, timeout: float) -> socket.socket:
-    """Another process's side of `meet`."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            peer = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1))
-            if peer.getsockname() != peer.getpeername():
-                break
-            peer.close()  # with a port of this very machine, where nobody listens, a kernel may connect it to itself
-        except OSError as error:  # not there yet, or the name is not known yet
-            if time.monotonic() > deadline:
-                cause = error.strerror or error
-                raise UserError(
-                    f"process 0 did not arrive at {host}:{port} within {timeout:g} s ({cause}); "
-                    "see what it says, if it runs, or correct --coordinator"
-                ) from error
-            time.sleep(0.1)
-    _send(peer, {"process": rank, "fields": fields})
-    answer = _receive(peer, timeout + HELLO)
-    if "go" not in answer:
-        raise UserError(answer.get("refused", f"process 0 at {host}:{port} hung up; see what it says"))
-    _keep_alive(peer)
-    return peer
+def _silent(ranks: list[int], seconds: float) -> str:
+    have, it, machine = (
+        ("have", "them", "their machines hang") if len(ranks) > 1 else ("has", "it", "its machine hangs")
+    )
+    return f"{named(ranks)} {have} been silent for {seconds:g} s (stopped, or {machine}); kill {it}, then {GO_ON}"
 
 
 def _listen(wire: Wire, peer: int) -> None:
     """Take what a peer says until it hangs up; if it ends otherwise than all do, end this process too."""
-    word = {"lost": f"process {peer} is lost (killed, or its machine is gone); {GO_ON}"}
-    with contextlib.suppress(OSError, ValueError), wire.peers[peer].makefile("r") as lines:
-        for message in map(json.loads, lines):
-            if "say" not in message:
-                word = message
-                break
-            wire.said[peer].put(message["say"])
-    status, line = word["ended"] if "ended" in word else (1, word["lost"])
-    if "ended" in word:
+    lost = messages.end(1, f"process {peer} is lost (killed, or its machine is gone); {GO_ON}")
+    try:
+        word = _heard(wire, peer)
+    except (OSError, EOFError):
+        word = lost
+    except frames.Malformed as error:
+        word = messages.end(1, f"process {peer} sent what no process of a run sends: {error}; {GO_ON}")
+    except Exception:  # a fault of ours, which must not leave a run without anybody who listens
+        traceback.print_exc()
+        word = messages.end(1, f"listening to process {peer} failed; {GO_ON}")
+    if word["patient"]:
         wire.ending.wait(GRACE)
-    if wire.exiting.acquire(blocking=False):
-        if not wire.ending.is_set():
-            _leave(wire, word, status, line)
-        wire.exiting.release()
+    _end_for(wire, word)
     with contextlib.suppress(OSError):
-        while wire.peers[peer].recv(4096):
+        while wire.peers[peer].connection.recv(4096):
             pass
 
 
-def _leave(wire: Wire, word: dict, status: int, line: str) -> None:
+def _heard(wire: Wire, peer: int) -> dict[str, Any]:
+    """Sort a peer's messages until its last one, and return that."""
+    while True:
+        kind, value = messages.checked(frames.receive(wire.peers[peer]), peer, wire.count)
+        wire.heard[peer] = time.monotonic()
+        if kind == "end":
+            return value
+        if kind == "beat":
+            wire.told = value
+            continue
+        try:
+            wire.said[peer].put_nowait(value)
+        except queue.Full:
+            raise frames.Malformed(f"more than {UNASKED} messages that were not asked for") from None
+
+
+def _end_for(wire: Wire, word: dict[str, Any], silent: list[int] = ()) -> None:
+    """End this process because of another, unless it is ending anyway."""
+    if wire.exiting.acquire(blocking=False):
+        if not wire.ending.is_set():
+            _leave(wire, word, word["line"], silent)
+        wire.exiting.release()
+
+
+def _leave(wire: Wire, word: dict[str, Any], line: str, silent: list[int] = ()) -> None:
     """Pass the word on, print the line, and end. Process 0 ends last, because JAX's service ends with it."""
     for peer in wire.peers.values():
-        _send(peer, word)
+        frames.send_now(peer, {"end": word}, timeout=1.0)
     who = f"process {wire.rank}: " if wire.rank else ""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         print(f"{chr(10) * sys.stderr.isatty()}error: {who}{line}", file=sys.stderr, flush=True)
     if not wire.rank:
         deadline = time.monotonic() + 2 * GRACE
-        for reader in wire.readers:
-            if reader is not threading.current_thread():
+        for peer, reader in wire.readers.items():
+            if reader is not threading.current_thread() and peer not in silent:
                 reader.join(max(deadline - time.monotonic(), 0))
-    os._exit(status)
-
-
-def _send(peer: socket.socket, message: dict) -> None:
-    with contextlib.suppress(OSError):  # whoever listens to it learns that it is gone
-        peer.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _receive(peer: socket.socket, timeout: float) -> dict:
-    """The first message; an empty one if there is none, or not a message."""
-    deadline, text = time.monotonic() + timeout, b""
-    try:
-        while not text.endswith(b"\n"):
-            peer.settimeout(max(deadline - time.monotonic(), 0.001))
-            waiting = peer.recv(65536, socket.MSG_PEEK)
-            if not waiting:
-                return {}
-            text += peer.recv(waiting.find(b"\n") + 1 or len(waiting))  # what comes after it is for `_listen`
-        message = json.loads(text)
-        return message if isinstance(message, dict) else {}
-    except (OSError, ValueError):
-        return {}
-    finally:
-        peer.settimeout(None)
-
-
-def _hung_up(peer: socket.socket) -> bool:
-    readable, _, _ = select.select([peer], [], [], 0)
-    return bool(readable) and not peer.recv(1, socket.MSG_PEEK)
-
-
-def _keep_alive(peer: socket.socket) -> None:
-    """Have the kernel ask now and then: a machine without power closes no sockets."""
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}.items():
-        if hasattr(socket, name):  # Linux
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    os._exit(word["status"])

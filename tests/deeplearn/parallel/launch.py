@@ -31,12 +31,12 @@ def starter(home, directory):
     """`start(number, *arguments)`: so many processes of one command; all are gone at the end.
 
     own: arguments of single processes, by rank; places: their directories; devices: of each; absent: ranks that are not
-    started.
+    started; token: what DEEPLEARN_TOKEN is for all of them.
     """
     started = []
-    kept = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("TFDS_DATA_DIR", "DEEPLEARN_TOKEN")}
 
-    def start(number, *arguments, own=None, places=None, devices=1, absent=()):
+    def start(number, *arguments, own=None, places=None, devices=1, absent=(), token=None):
         port, processes = free_port(), []
         for rank in set(range(number)) - {*absent}:
             place = (f"--coordinator=localhost:{port}", f"--processes={number}", f"--process={rank}")
@@ -52,6 +52,7 @@ def starter(home, directory):
                 "XDG_CACHE_HOME": str(home / "cache"),
                 "TFDS_DATA_DIR": str(home / "data"),
                 "RANK_IN_TEST": str(rank),
+                **({"DEEPLEARN_TOKEN": token} if token else {}),
             }
             process = subprocess.Popen(
                 [*command, *(own or {}).get(rank, ())],

@@ -266,9 +266,9 @@ def test_another_config_and_file_on_one_process(start, tmp_path):
 
 
 def test_a_workdir_that_is_not_shared(start, tmp_path):
-    """Of one name, on two machines' disks: nothing is trained there."""
+    """Of one name, on two machines' disks: nothing is trained there. The token is in the environment of both."""
     (tmp_path / "other").mkdir()
-    done = finished(start(2, *RUN, "--workdir=run", places={1: tmp_path / "other"}))
+    done = finished(start(2, *RUN, "--workdir=run", places={1: tmp_path / "other"}, token="of-all-processes"))
     line = "run is another directory on process 1 than on process 0; choose a --workdir that all of them share"
     assert [status for status, *_ in done] == [2, 2]
     assert [said(err) for *_, err in done] == [[f"error: {line}"], [f"error: process 1: {line}"]]
