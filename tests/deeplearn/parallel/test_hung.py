@@ -9,6 +9,7 @@ from tests.deeplearn.parallel.launch import finished
 from tests.deeplearn.parallel.test_processes import LONG, records, said, under_way
 
 SILENCE = 6  # seconds
+KILL_IT = "kill it, then the same command on every process goes on from the last checkpoint"
 
 
 @pytest.mark.parametrize("number, victim", [(2, 0), (4, 2)])
@@ -26,15 +27,14 @@ def test_a_stopped_process_is_named(start, tmp_path, number, victim):
         status, _, err = texts[process]
         who = f"process {rank}: " if rank else ""
         line = (
-            f"error: {who}process {victim} has been silent for {SILENCE} s (stopped, or its machine hangs); kill it, "
+            f"error: {who}process {victim} has been silent for {SILENCE} s (stopped, or its machine hangs); {KILL_IT}"
         )
-        assert status == 2 and [
-            f"{line}then the same command on every process goes on from the last checkpoint"
-        ] == said(err)
+        assert status == 2 and said(err) == [line], err
         assert rank == victim or ("Traceback" not in err and "Check failure" not in err and "Terminating" not in err)
     assert len(records(tmp_path / "run")) <= steps + 1
 
 
+@pytest.mark.slow
 def test_a_job_that_is_suspended_goes_on(start, tmp_path):
     """All its processes are stopped for long, and continued one after another: none blames another."""
     running = start(2, *LONG, f"--process_silence={SILENCE}")
