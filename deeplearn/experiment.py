@@ -1,6 +1,6 @@
 """From a config to everything that a run needs."""
 
-import importlib.util
+import difflib
 import math
 import re
 from pathlib import Path
@@ -12,6 +12,7 @@ import jax
 from deeplearn import config as configs
 from deeplearn import metrics, optimizers, schedules
 from deeplearn.errors import UserError, unknown
+from deeplearn.identity.source import Source, execute
 from deeplearn.tasks import transformations
 
 HOME = Path(__file__).resolve().parent.parent / "experiments"
@@ -145,38 +146,55 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
 
 
 def find(path: str) -> Path:
-    """The experiment file that `path` names: as it stands, or by its name among the experiments that came along."""
-    for candidate in (Path(path), HOME / Path(path).name, HOME / f"{Path(path).name}.py"):
-        if candidate.is_file():
-            return candidate
-    raise unknown("experiment", Path(path).stem, (file.stem for file in HOME.glob("[a-z]*.py")))
+    """The experiment file that `path` names: a built-in one by its name alone, any other by its path.
+
+    Raises:
+      UserError: there is no such experiment, or no such file.
+
+    >>> find("digits_mlp").name
+    'digits_mlp.py'
+    """
+    return find_in(HOME, "experiment", path)
 
 
-def execute(file: Path) -> ModuleType:
-    """The module that a Python file is."""
-    spec = importlib.util.spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def find_in(folder: Path, kind: str, path: str) -> Path:
+    """The file that `path` names: one of `folder` by its name alone, or any by its path.
+
+    A path that does not exist never stands for a file of that name elsewhere.
+    """
+    names = [file.stem for file in folder.glob("[a-z]*.py")]
+    if "/" not in path and not path.endswith(".py"):
+        if path not in names:
+            raise unknown(kind, path, names)
+        return folder / f"{path}.py"
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    nearest = difflib.get_close_matches(file.stem, names, n=1, cutoff=0.5)
+    if nearest:
+        raise UserError(f"there is no file {path}; the built-in {kind} {nearest[0]} is named without a path")
+    raise UserError(f"there is no file {path}; built-in ones are named without a path: {', '.join(sorted(names))}")
 
 
-def load(path: str) -> ModuleType:
-    """The module of an experiment file; UserError if it lacks `get_config` or `build`."""
-    module = execute(find(path))
+def load(path: str | Source) -> ModuleType:
+    """The module of an experiment, by its path or its source; UserError if it lacks `get_config` or `build`."""
+    source = path if isinstance(path, Source) else Source(find(path))
+    module = execute(source)
     for function in ("get_config", "build"):
         if not hasattr(module, function):
-            raise UserError(f"{path} is no experiment: it has no function {function}()")
+            raise UserError(f"{source.experiment} is not an experiment: it has no function {function}()")
     return module
 
 
-def configure(path: str, fields: dict[str, Any]):
-    """The config of the experiment at `path` with some of its fields set; UserError for one that it lacks."""
+def configure(path: str | Source, fields: dict[str, Any]):
+    """The config of an experiment with some of its fields set; UserError for one that it lacks."""
+    name = Path(path).stem if isinstance(path, str) else path.experiment.stem
     config = load(path).get_config()
-    for name, value in fields.items():
-        if name not in config:
-            raise unknown(f"config field of {Path(path).stem}", name, config.keys())
+    for field, value in fields.items():
+        if field not in config:
+            raise unknown(f"config field of {name}", field, config.keys())
         try:
-            config[name] = tuple(value) if isinstance(value, list) else value
+            config[field] = tuple(value) if isinstance(value, list) else value
         except TypeError:
-            raise UserError(f"{Path(path).stem}: {name}={value!r} is not of the type of {config[name]!r}") from None
+            raise UserError(f"{name}: {field}={value!r} is not of the type of {config[field]!r}") from None
     return config

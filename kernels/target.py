@@ -1,12 +1,14 @@
 """The machine that a kernel is traced for: its platform and kind, or the interpreter that plays it on a CPU."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 _interpreter: Any = None  # while tests trace
 _formulas = False
+_used: set[tuple[str, str]] | None = None  # within `recorded`
 
 
 def device() -> tuple[str, str]:
@@ -45,6 +47,31 @@ def formulas():
         yield
     finally:
         _formulas = before
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[set[tuple[str, str]]]:
+    """The set of (operation, implementation) that is filled by what is traced in the block.
+
+    >>> import jax.numpy as jnp
+    >>> from kernels.convolution import convolution
+    >>> with recorded() as used:
+    ...     _ = jax.eval_shape(convolution, jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4)))
+    >>> used
+    {('convolution', 'xla')}
+    """
+    global _used
+    before, _used = _used, set()
+    try:
+        yield _used
+    finally:
+        _used = before
+
+
+def record(operation: str, implementation: str) -> None:
+    """Note for `recorded` that an operation is traced with an implementation."""
+    if _used is not None:
+        _used.add((operation, implementation))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """The flags of a run in several processes, and what the commands do with them."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,40 +42,32 @@ def place():
 
 
 @contextlib.contextmanager
-def joined(fields: dict[str, Any], experiment: str, workdir: str) -> Iterator[None]:
-    """Run the block on every process of the run, all started with the same `fields`, experiment's file and code.
+def joined(fields: dict[str, Any], source, workdir: str) -> Iterator[None]:
+    """Run the block on every process of the run, all started with the same `fields`, source files and versions.
 
     Args:
       fields: by name, what must be alike on all processes.
-      experiment: the experiment's file, or its name.
+      source: the files of the experiment, see deeplearn.identity.source.
       workdir: the run's, where the token may be by which the processes know each other.
     """
-    from deeplearn import experiment as experiments
+    from deeplearn.identity import source as sources
+    from deeplearn.identity import versions
     from deeplearn.parallel import processes
 
     here = place()
     if here is None:
         yield
         return
-    library = Path(experiments.__file__).parent
-    rooms = library, library.parent / "kernels", experiments.HOME  # where recipes share what they have in common
-    code = [file for room in rooms for file in sorted(room.rglob("*.py"))]
     alike = {
         **fields,
         "--process_silence": SILENCE.value,
-        "the experiment's file": digest([experiments.find(experiment)]),
-        "the code of deeplearn": digest(code),
-        **{f"{package}'s version": metadata.version(package) for package in ("jax", "jaxlib")},
+        **{f"source.{name}": digest for name, digest in sources.digests(source).items()},
+        **{f"versions.{name}": version for name, version in versions.versions(source.libraries).items()},
     }
     with processes.together(here, alike, TIMEOUT.value, workdir, SILENCE.value):
         if not processes.is_main():
             logging.set_verbosity(logging.ERROR)
         yield
-
-
-def digest(files: list[Path]) -> str:
-    """Twelve letters that no other contents have."""
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:12]
 
 
 def check_shared(workdir: Path) -> None:

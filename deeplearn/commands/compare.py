@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
-from deeplearn.commands import cluster
+from deeplearn.commands import accepting, cluster
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "one experiment's file; --config.FIELD=VALUE sets a field")
 STUDY = flags.DEFINE_string("study", None, "a study's file, which declares all that the flags below do; they go before")
@@ -42,14 +42,21 @@ RERUNS = flags.DEFINE_integer(
     "reruns", None, "how many fresh seeds the best point is run again with, and evaluated on test (5); 0: none"
 )
 RESUME = flags.DEFINE_bool("resume", False, "go on with the study in the workdir; --optimizers adds to its own")
+TOGETHER = flags.DEFINE_bool(
+    "together",
+    None,
+    "train the runs of a device side by side, or (--notogether) one after another; unset: by their size",
+)
+LANES = flags.DEFINE_integer("lanes", None, "how many runs one program trains; unset: as many as fit in memory")
 COUNT_COMPILE = flags.DEFINE_bool("count_compile", False, "count a run's share of the compilation in its seconds")
 flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(accepting)
 
 
 def declared() -> dict[str, Any]:
     """The fields of the study that the flags name, before they change it."""
     from deeplearn.commands import runs
-    from deeplearn.comparison import study
+    from deeplearn.comparison import history, study
     from deeplearn.errors import UserError, unknown
 
     ways = {"--config": CONFIG.value, "--study": STUDY.value, "--resume": RESUME.value}
@@ -61,12 +68,19 @@ def declared() -> dict[str, Any]:
         return {"workloads": {Path(path).stem: {"experiment": path, **CONFIG.value.to_dict()}}}
     if not given:
         return {"workloads": WORKLOADS.value}
-    fields = dict(study.load(STUDY.value) if STUDY.value else study.read(Path(WORKDIR.value)))
+    fields = dict(study.load(STUDY.value) if STUDY.value else {})
+    if RESUME.value:
+        stored = history.existing(Path(WORKDIR.value))
+        fields = {**stored.study, "workloads": dict(stored.study["workloads"])}
     if WORKLOADS.value:
         for name in WORKLOADS.value:
             if name not in fields["workloads"]:
                 raise unknown("workload of the study", name, fields["workloads"])
         fields["workloads"] = {name: fields["workloads"][name] for name in WORKLOADS.value}
+    if RESUME.value:
+        for name, changes in fields["workloads"].items():
+            source = history.source_of(Path(WORKDIR.value), stored, name, accepting.sections(), accepting.COPY.value)
+            fields["workloads"][name] = {**changes, "experiment": source}
     return fields
 
 
@@ -87,6 +101,7 @@ def chosen():
 
     fields = declared()
     flagged = {"points": POINTS.value, "seeds": SEEDS.value, "reruns": RERUNS.value}
+    flagged |= {"together": TOGETHER.value, "lanes": LANES.value}
     fields |= {name: value for name, value in flagged.items() if value is not None}
     if LEARNING_RATES.value:
         fields |= {"learning_rates": rates(LEARNING_RATES.value), "points": POINTS.value}
@@ -96,25 +111,50 @@ def chosen():
     return study.make(**fields)
 
 
-def compare(declared, workload, workdir: Path):
+def identify(workload):
+    """The identity of a workload's runs; the number of devices and of cores is part of it, for the runs share them."""
+    import jax
+
+    from deeplearn import identity
+    from deeplearn.commands import runs
+    from deeplearn.identity import versions
+
+    experiment = runs.build(workload.source, workload.config)
+    identified = identity.identify(experiment, workload.source, jax.devices()[:1])
+    identified["implementations"] |= {"devices": jax.device_count(), "cores": versions.cores()}
+    return identified
+
+
+def compare(declared, workload, stored, workdir: Path):
     """All optimizers on one workload: the Outcome, and the Work done."""
     from deeplearn.commands import runs
-    from deeplearn.comparison import live, protocol, study
+    from deeplearn.comparison import history, live, protocol, study
 
-    results, done, together = [], [], None
-    seeds = study.seeds(declared, workload)
+    results, done = [], []
+    seeds, ids = study.seeds(declared, workload), history.ids(stored, workload.name)
     for name in declared.optimizers:
         config = workload.config.copy_and_resolve_references()
         config.optimizer = name
-        experiment = runs.build(workload.path, config)
+        experiment = runs.build(workload.source, config)
         points = study.search(declared, name, config.seed)
         place = workdir / "runs" / workload.name
-        tell = live.follow(name)
-        result, works = protocol.run(place, name, experiment, points, seeds, declared.reruns, tell, together)
+        result, works = protocol.run(
+            place,
+            name,
+            experiment,
+            points,
+            seeds,
+            declared.reruns,
+            live.follow(name),
+            declared.together,
+            lanes=declared.lanes,
+            identity=stored.identities[workload.name][-1]["id"],
+            accepted=ids,
+            replan="implementations" in accepting.sections(),
+        )
         results.append(result)
         outcome = protocol.outcome(workload.name, results, experiment.target)
         print("\r" * sys.stdout.isatty() + "\n".join(live.ended(outcome, works)), flush=True)
-        together = works[0].plan.together if works else together  # what is faster for one is for the others
         done += works
     return outcome, done
 
@@ -122,24 +162,36 @@ def compare(declared, workload, workdir: Path):
 def main() -> int:
     start = time.perf_counter()
     from deeplearn.commands import runs
-    from deeplearn.comparison import report, study
+    from deeplearn.comparison import history, report, study
+    from deeplearn.errors import UserError
+    from deeplearn.identity import source
     from deeplearn.training import manifest
 
     cluster.alone("compare")
     runs.prepare_jax(divide=True)
+    accept = accepting.sections()
+    if "config" in accept:
+        raise UserError(
+            "--accept=config is for train: runs with different configs do not compare; choose another --workdir"
+        )
     declared, workdir = chosen(), runs.make_workdir(WORKDIR.value)
     with manifest.lock(workdir):
-        study.check_same(workdir, declared)
+        stored = history.read(workdir)
+        identities = {workload.name: identify(workload) for workload in declared.workloads}
+        if any("id" not in entry for entries in stored.identities.values() for entry in entries):
+            logging.warning("%s", manifest.unproven(workdir))
+        stored = history.extended(workdir, stored, declared, identities, accept)
         for workload in declared.workloads:
-            runs.build(workload.path, workload.config)  # data that are not there show now, not after hours
-        study.write(workdir, declared)
-        manifest.write(workdir, study.as_json(declared), STUDY.value or declared.workloads[0].path, runs.command())
+            source.keep(workload.source, workdir)
+        history.write(workdir, stored)
+        path = STUDY.value or str(declared.workloads[0].source.experiment)
+        launched = manifest.claim_study(workdir, study.as_json(declared), path, runs.command())
         outcomes, works = [], []
         for workload in declared.workloads:
             if len(declared.workloads) > 1:
                 print(f"\n{workload.name}")
             try:
-                outcome, done = compare(declared, workload, workdir)
+                outcome, done = compare(declared, workload, stored, workdir)
             except KeyboardInterrupt:
                 print(
                     f"\nstopped; the runs that were finished are in {workdir}, and the same command goes on with them"
@@ -147,7 +199,7 @@ def main() -> int:
                 return 130  # what a shell says of a program that Ctrl-C ended
             outcomes.append(outcome)
             works += done
-        paths = report.write(workdir, study.title(declared), outcomes, manifest.read(workdir), COUNT_COMPILE.value)
+        paths = report.write(workdir, study.title(declared), outcomes, launched, COUNT_COMPILE.value)
     runs.show(paths)
     training, compiling = sum(work.seconds for work in works), sum(work.compile_seconds for work in works)
     print(f"{time.perf_counter() - start:.0f} s: {training:.0f} s of training, {compiling:.0f} s of compilation")

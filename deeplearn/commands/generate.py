@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from deeplearn.commands import cluster
+from deeplearn.commands import accepting, cluster
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory")
 PROMPT = flags.DEFINE_string("prompt", "\n", "the text to go on from")
@@ -23,6 +23,7 @@ SEED = flags.DEFINE_integer("seed", 0, "of what is drawn", lower_bound=0, upper_
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best (by validation) or last")
 MESH = flags.DEFINE_string("mesh", None, "of the devices here, as --config.mesh of train; the run's own unless given")
 flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(accepting)
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
             raise UserError(f"--{flag.name}={flag.value} is no number to draw by; leave it out for {flag.default}")
     cluster.alone("generate")
     runs.prepare_jax()
-    experiment, program, restored = runs.restore(files.reach(WORKDIR.value), CHECKPOINT.value, MESH.value)
+    workdir, accept = files.reach(WORKDIR.value), accepting.sections()
+    opened = runs.open_run(workdir, accept, accepting.COPY.value)
+    experiment, program, restored = runs.restore(workdir, opened, CHECKPOINT.value, MESH.value, accept)
     model, tokenizer = experiment.model, experiment.tokenizer
     if not isinstance(model, gpt.GPT):
         raise UserError(f"{WORKDIR.value} holds a {type(model).__name__}; generate needs a GPT, as in shakespeare_gpt")

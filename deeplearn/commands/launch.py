@@ -1,5 +1,6 @@
 """From the command line to a command's `main`: flags, help, and a user's mistakes in one line."""
 
+import os
 import re
 import sys
 
@@ -11,7 +12,8 @@ from deeplearn.errors import UserError, unknown
 def run(module, argv: list[str]) -> int:
     """Parse `argv` by the flags of `module` and call its `main()`; the status to exit with.
 
-    A UserError prints one line and gives 2. Every other exception is a fault of ours and keeps its traceback.
+    A UserError prints one line and gives 2. If the reader of the output closes it, as `head` does, the status is 141,
+    as of a program that SIGPIPE ended. Every other exception is a fault of ours and keeps its traceback.
     """
     if {"-h", "-help", "--help"} & set(argv[1:]):
         print(module.__doc__.strip(), flags.FLAGS.module_help(module), sep="\n\n")
@@ -22,6 +24,13 @@ def run(module, argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # of the output, and not of a connection
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+            return 141
+        raise
 
 
 def parse(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ COUNT_COMPILE = flags.DEFINE_bool("count_compile", False, "count a run's share o
 flags.mark_flag_as_required("workdir")
 
 
-def stored(declared, workload, workdir: Path):
+def stored(declared, workload, workdir: Path, ids):
     """The Outcome of the finished runs of a workload, None where there is none; says what is missing."""
     from deeplearn.comparison import protocol, study
     from deeplearn.experiment import parse_target
@@ -25,7 +25,7 @@ def stored(declared, workload, workdir: Path):
     for name in declared.optimizers:
         points = study.search(declared, name, workload.config.seed)
         try:
-            results.append(protocol.stored(place, name, points, seeds, declared.reruns, target))
+            results.append(protocol.stored(place, name, points, seeds, declared.reruns, target, accepted=ids))
         except protocol.Unfinished as error:
             print(f"{workload.name}: {error}")
     return protocol.outcome(workload.name, results, target) if results else None
@@ -33,13 +33,17 @@ def stored(declared, workload, workdir: Path):
 
 def main() -> None:
     from deeplearn.commands import runs
-    from deeplearn.comparison import report, study
+    from deeplearn.comparison import history, report, study
     from deeplearn.errors import UserError
     from deeplearn.training import manifest
 
-    workdir = Path(WORKDIR.value)
-    declared = study.make(**study.read(workdir))
-    outcomes = [outcome for w in declared.workloads if (outcome := stored(declared, w, workdir))]
+    workdir = Path(WORKDIR.value).expanduser()
+    kept = history.existing(workdir)
+    declared = history.declared(kept)
+    outcomes = [
+        outcome for w in declared.workloads if (outcome := stored(declared, w, workdir, history.ids(kept, w.name)))
+    ]
     if not outcomes:
         raise UserError(f"{workdir} has no optimizer with all its runs; run `deeplearn compare --resume` first")
-    runs.show(report.write(workdir, study.title(declared), outcomes, manifest.read(workdir), COUNT_COMPILE.value))
+    launched = manifest.read(workdir, "study")
+    runs.show(report.write(workdir, study.title(declared), outcomes, launched, COUNT_COMPILE.value))

@@ -2,7 +2,11 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
 
 CPU_DEVICES = 8  # at most, for each holds the data
 
@@ -31,18 +35,69 @@ def prepare_jax(divide: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def build(path: str, config):
-    """The Experiment of the file at `path` with this config."""
+class Opened(NamedTuple):
+    """A run that was made earlier.
+
+    Fields:
+      manifest: what its directory says of it.
+      source: the files to execute.
+      config: its config at the last start.
+    """
+
+    manifest: dict[str, Any]
+    source: Any
+    config: Any
+
+
+def open_run(workdir: Path, accept: Sequence[str] = (), execute_copy: bool = False) -> Opened:
+    """The run in a directory, its experiment executed, and its config with the types of the experiment's own.
+
+    Args:
+      workdir: the directory.
+      accept, execute_copy: see deeplearn.identity.origin.
+    """
+    from deeplearn import experiment
+    from deeplearn.identity.origin import origin
+    from deeplearn.training import manifest
+
+    written = manifest.read(workdir, "run")
+    there = manifest.current(written)
+    source = origin(workdir, manifest.source_of(written), there.get("source"), accept, execute_copy)
+    config = experiment.configure(source, {**written["config"], **there["config"]})
+    return Opened(written, source, config)
+
+
+def build(source, config):
+    """The Experiment of a source, or of an experiment's path, with this config."""
     from deeplearn import experiment
 
-    return experiment.load(path).build(config)
+    return experiment.load(source).build(config)
 
 
-def restore(workdir: Path, which: str, mesh: str | None = None):
-    """The Experiment of the run in a directory, its Program, and its checkpoint: "best" by validation, or "last".
+def identify(experiment, source):
+    """The identity of an experiment; UserError if a process of this run has another one than process 0."""
+    from deeplearn import identity
+    from deeplearn.errors import UserError
+    from deeplearn.parallel import differences, processes
 
-    mesh: of the devices that are here; None for the one that the run had.
+    identified = identity.identify(experiment, source)
+    everyone = [identity.fields(each) for each in processes.gathered(identified)]
+    if line := differences.differences(dict(enumerate(everyone))):
+        raise UserError(f"{line}; give all processes the same files, data and machines")
+    return identified
+
+
+def restore(workdir: Path, opened: Opened, which: str, mesh: str | None = None, accept: Sequence[str] = ()):
+    """The Experiment of a run, its Program, and its checkpoint: "best" by validation, or "last".
+
+    Args:
+      workdir: the run's directory.
+      opened: the run.
+      which: the checkpoint.
+      mesh: of the devices that are here; None for the one that the run had.
+      accept: sections of the identity that may differ from the run's.
     """
+    from deeplearn import identity
     from deeplearn.errors import UserError, unknown
     from deeplearn.parallel import processes
     from deeplearn.training import checkpoints, manifest
@@ -51,12 +106,18 @@ def restore(workdir: Path, which: str, mesh: str | None = None):
     restores = {"best": checkpoints.restore_best, "last": checkpoints.restore_latest}
     if which not in restores:
         raise unknown("checkpoint", which, restores)
-    written = manifest.read(workdir)
-    config = config_of(written)
+    config = opened.config.copy_and_resolve_references()
     config.mesh = config.mesh if mesh is None else mesh
-    experiment = processes.in_turn(lambda: build(written["experiment"], config))
+    experiment = processes.in_turn(lambda: build(opened.source, config))
+    there = manifest.current(opened.manifest)
+    for line in identity.check(workdir, there, identify(experiment, opened.source), accept):
+        logging.warning("accepted: %s", line)
+    if "source" not in there:
+        logging.warning("%s", manifest.unproven(workdir))
     program = programs.build(experiment)
-    restored = restores[which](checkpoints.open(workdir / "checkpoints", mode="max"), program.abstract)
+    own, known = manifest.last_id(opened.manifest), manifest.ids(opened.manifest)
+    manager = checkpoints.open(workdir / "checkpoints", mode="max", identity=own, accepted=known)
+    restored = restores[which](manager, program.abstract)
     if restored is None:
         raise UserError(f"{workdir} has no intact checkpoint; train it first, with the command in its manifest.json")
     return experiment, program, restored
@@ -69,11 +130,12 @@ def make_workdir(path: str) -> Path:
 
     if files.in_bucket(path):
         raise UserError(f"a comparison needs a local --workdir, not {path}; copy it afterwards: gcloud storage cp -r")
+    place = Path(path).expanduser()
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the workdir {path}: {error.strerror}; choose another --workdir") from error
-    return Path(path)
+    return place
 
 
 def config_path() -> str:
@@ -86,13 +148,6 @@ def config_path() -> str:
 def command() -> list[str]:
     """The command line, in the form that everyone can repeat."""
     return ["python", "-m", "deeplearn", *sys.argv[1:]]
-
-
-def config_of(written: dict):
-    """The config in a manifest, with the types of its experiment's own."""
-    from deeplearn import experiment
-
-    return experiment.configure(written["experiment"], written["config"])
 
 
 def describe(values: dict, classes=()) -> str:

@@ -1,8 +1,10 @@
 """train an experiment, or go on with one that was interrupted
 
     python -m deeplearn train --config=experiments/mnist_cnn.py --workdir=runs/mnist [--config.optimizer=nadam ...]
+    python -m deeplearn train --workdir=runs/mnist
 
-The same command goes on where a run was stopped or killed, and ends with the same parameters, bit for bit.
+The same command goes on where a run was stopped or killed, and ends with the same parameters, bit for bit; so does the
+second one, which takes the experiment and its config from the run's directory.
 Of several processes each gets the same command; those of Cloud TPU, SLURM and Kubernetes find each other.
 """
 
@@ -14,12 +16,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from deeplearn.commands import cluster
+from deeplearn.commands import accepting, cluster
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the experiment's file; --config.FIELD=VALUE sets a field")
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory: checkpoints, logs and pictures")
 PROFILE = flags.DEFINE_bool("profile", False, "write a trace of three chunks to WORKDIR/profile")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
+flags.adopt_module_key_flags(accepting)
 flags.adopt_module_key_flags(cluster)
 
 
@@ -28,35 +31,61 @@ def main() -> None:
     from deeplearn.commands import runs
 
     runs.prepare_jax()
-    path, config, workdir = runs.config_path(), CONFIG.value, files.reach(WORKDIR.value)
-    alike = {"command": "train", "--workdir": WORKDIR.value, "--profile": PROFILE.value}
+    workdir = files.reach(WORKDIR.value)
+    source, config = chosen(workdir)
+    alike = {
+        "command": "train",
+        "--workdir": WORKDIR.value,
+        "--profile": PROFILE.value,
+        "--accept": list(accepting.sections()),
+    }
     alike |= {f"config.{name}": value for name, value in config.to_dict().items()}
-    with cluster.joined(alike, path, WORKDIR.value):
-        run(path, config, workdir)
+    with cluster.joined(alike, source, WORKDIR.value):
+        run(source, config, workdir)
 
 
-def run(path: str, config, workdir: Path) -> None:
+def chosen(workdir: Path):
+    """The source of the experiment and its config: those that --config names, else those of the run in the workdir."""
+    from deeplearn import experiment
+    from deeplearn.commands import runs
+    from deeplearn.errors import UserError
+    from deeplearn.identity import source
+    from deeplearn.training import manifest
+
+    if CONFIG.value:
+        return source.collect(experiment.find(runs.config_path())), CONFIG.value
+    if manifest.kind(workdir) is None:
+        raise UserError("give the experiment, as --config=FILE; a --workdir alone goes on with the run that it holds")
+    opened = runs.open_run(workdir, accepting.sections(), accepting.COPY.value)
+    return opened.source, opened.config
+
+
+def run(source, config, workdir: Path) -> None:
     """Train in a workdir that is free, or holds the same run; process 0 alone sees to that."""
+    from deeplearn import identity
     from deeplearn.commands import runs
     from deeplearn.parallel import processes
     from deeplearn.training import manifest
 
     main = processes.is_main()
-    if main:
-        manifest.check_same(workdir, config.to_dict(), may_change=("mesh",))
-    experiment = processes.in_turn(lambda: runs.build(path, config))
+    experiment = processes.in_turn(lambda: runs.build(source, config))
+    identified = runs.identify(experiment, source)
     with manifest.lock(workdir) if main else contextlib.nullcontext():
         if main:
-            manifest.write(workdir, config.to_dict(), path, runs.command())
+            accept = accepting.sections()
+            manifest.claim(workdir, identified, config.to_dict(), source, runs.command(), accept)
         cluster.check_shared(workdir)
-        train(experiment, workdir)
+        train(experiment, workdir, identity.digest(identified))
 
 
-def train(experiment, workdir: Path) -> None:
-    """Run the experiment in its workdir, say how it went, and draw the pictures."""
+def train(experiment, workdir: Path, identity: str) -> None:
+    """Run the experiment in its workdir, say how it went, and draw the pictures.
+
+    identity: the hash that its checkpoints carry.
+    """
     from deeplearn import files
     from deeplearn.parallel import processes
-    from deeplearn.training import checkpoints, logs, loop, program, report
+    from deeplearn.training import checkpoints, logs, loop, manifest, program, report
 
     main = processes.is_main()
     compiled = program.build(experiment)
@@ -65,7 +94,8 @@ def train(experiment, workdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         # To the end: machines that are taken away get their signals one after another, the last while others save.
         signalled = stack.enter_context(loop.stop_signals())
-        manager = checkpoints.open(workdir / "checkpoints", mode="max")
+        ids = manifest.ids(manifest.read(workdir))
+        manager = checkpoints.open(workdir / "checkpoints", mode="max", identity=identity, accepted=ids)
         stack.callback(checkpoints.close, manager)
         restored = checkpoints.restore_latest(manager, compiled.abstract)
         state, progress = compiled.init(), loop.Progress()

@@ -1,4 +1,4 @@
-"""What is compared: a study, declared in a file or by flags, and kept beside its runs."""
+"""What is compared: a study, declared in a file or by flags."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,24 @@ from typing import Any, NamedTuple
 from deeplearn import experiment, optimizers
 from deeplearn.comparison.points import Bounds, grid, halton, rates
 from deeplearn.errors import UserError, unknown
-from deeplearn.files import replacing
+from deeplearn.identity.source import Source, collect, execute
 
-STUDY = "study.json"
 HOME = experiment.HOME / "studies"
+RESERVED = ("runs", "tensorboard", "source", "checkpoints")  # directories of ours beside those of the workloads
+ENDINGS = (".html", ".json", ".jsonl", ".md", ".csv", ".parquet", ".png", ".pdf", ".txt")
 
 
 class Workload(NamedTuple):
-    """A learning problem of a study: a name of its own, the experiment's file, and the config."""
+    """A learning problem of a study.
+
+    Fields:
+      name: its own.
+      source: the files of the experiment, see deeplearn.identity.source.
+      config: the experiment's, with the study's changes.
+    """
 
     name: str
-    path: str
+    source: Source
     config: Any
 
 
@@ -32,6 +39,7 @@ class Study(NamedTuple):
       spaces: {optimizer: {hyperparameter: (low, high)}}, in place of the ends in the table of optimizers.
       seeds: how many to tune with, from the config's on.
       reruns: how many fresh seeds the best point is run again with.
+      together, lanes: how the runs share the devices, see deeplearn.comparison.lanes; None: by its rule.
     """
 
     workloads: tuple[Workload, ...]
@@ -43,24 +51,24 @@ class Study(NamedTuple):
     spaces: dict[str, Bounds] = {}
     seeds: int = 3
     reruns: int = 5
+    together: bool | None = None
+    lanes: int | None = None
 
 
 def load(path: str) -> dict[str, Any]:
     """The fields of the study file at `path`, or of that name among the studies that came along: its `get_study()`."""
-    for candidate in (Path(path), HOME / f"{Path(path).name}.py"):
-        if candidate.is_file():
-            module = experiment.execute(candidate)
-            if not hasattr(module, "get_study"):
-                raise UserError(f"{path} is no study: it has no function get_study()")
-            return module.get_study()
-    raise unknown("study", Path(path).stem, (file.stem for file in HOME.glob("[a-z]*.py")))
+    file = experiment.find_in(HOME, "study", path)
+    module = execute(Source(file))
+    if not hasattr(module, "get_study"):
+        raise UserError(f"{file} is not a study: it has no function get_study()")
+    return module.get_study()
 
 
 def make(**fields) -> Study:
     """The Study of these fields, every mistake in them a UserError.
 
     `workloads` is a dictionary of names and fields: those of the config that differ from the experiment's own, and
-    "experiment", its file, where the name is not the experiment's. A sequence of names will do.
+    "experiment", its file or its Source, where the name is not the experiment's. A sequence of names will do.
 
     >>> study = make(workloads={"small": {"experiment": "digits_mlp", "epochs": 2.0}}, optimizers=("adam",), points=4)
     >>> study.workloads[0].name, study.workloads[0].config.epochs
@@ -70,14 +78,19 @@ def make(**fields) -> Study:
         if name not in Study._fields:
             raise unknown("study field", name, Study._fields)
     declared = fields.get("workloads") or {}
-    declared = declared if isinstance(declared, dict) else {Path(name).stem: {"experiment": name} for name in declared}
+    if not isinstance(declared, dict):
+        if twice := [path for path in declared if [Path(other).stem for other in declared].count(Path(path).stem) > 1]:
+            raise UserError(f"the workloads {', '.join(twice)} have one name; name them apart in a study's file")
+        declared = {Path(path).stem: {"experiment": path} for path in declared}
     if not declared:
         raise UserError("the study has no workloads; name an experiment or more")
 
     def workload(name, changes):
-        file = str(experiment.find(changes.get("experiment", name)))
+        check_name(name)
+        source = changes.get("experiment", name)
+        source = source if isinstance(source, Source) else collect(experiment.find(source))
         changes = {key: value for key, value in changes.items() if key != "experiment"}
-        return Workload(name, file, experiment.configure(file, changes))
+        return Workload(name, source, experiment.configure(source, changes))
 
     made = Study(**{**fields, "workloads": tuple(workload(*item) for item in declared.items())})
     wanted = made.learning_rates
@@ -88,9 +101,19 @@ def make(**fields) -> Study:
     return made
 
 
+def check_name(name: str) -> None:
+    """Raise UserError for a workload's name that is not one plain part of a path, or that a file of ours has."""
+    plain = name.isprintable() and not set("/\\") & set(name) and not name.startswith(".") and 0 < len(name) <= 100
+    if not plain or name in RESERVED or name.endswith(ENDINGS):
+        raise UserError(
+            f"{name!r} cannot be a workload's name, for its runs lie in a directory of that name; use letters, digits, "
+            "- and _"
+        )
+
+
 def check(study: Study) -> None:
     """Raise UserError for what cannot be searched or counted."""
-    for name in ("points", "seeds", "reruns"):
+    for name in ("points", "seeds", "reruns", "lanes"):
         value, least = getattr(study, name), 0 if name == "reruns" else 1
         if value is not None and (not isinstance(value, int) or value < least):
             raise UserError(f"the study's {name} is {value}; it must be a whole number, at least {least}")
@@ -136,52 +159,5 @@ def title(study: Study) -> str:
 
 def as_json(study: Study) -> dict[str, Any]:
     """The fields that `make` takes, every config in full, as JSON has them."""
-    whole = {w.name: {"experiment": w.path, **w.config.to_dict()} for w in study.workloads}
+    whole = {w.name: {"experiment": str(w.source.experiment), **w.config.to_dict()} for w in study.workloads}
     return json.loads(json.dumps({**study._asdict(), "workloads": whole}))
-
-
-def write(workdir: Path, study: Study) -> None:
-    """Keep the study in `workdir`, in place of the one that it goes on from."""
-    with replacing(workdir / STUDY) as temporary:
-        temporary.write_text(json.dumps(as_json(study), indent=2) + "\n")
-
-
-def read(workdir: Path) -> dict[str, Any]:
-    """The fields of the study in `workdir`; UserError if there is none."""
-    try:
-        return json.loads((workdir / STUDY).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{workdir} holds no study; give the --workdir of a `deeplearn compare`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / STUDY} cannot be read ({error}); run the compare command again") from error
-
-
-def check_same(workdir: Path, study: Study) -> None:
-    """Refuse a study that is not the one in `workdir` with more: what is there would not be comparable with it.
-
-    Workloads, optimizers, points, seeds and reruns may come and go; what they are may not change. The experiment's file
-    may have moved.
-    """
-    if not (workdir / STUDY).exists():
-        return
-    there, here = read(workdir), as_json(study)
-
-    def refuse(what, old, new):
-        raise UserError(
-            f"{workdir} holds runs of another study: {what} is {old} there and {new} here; put it back, or choose"
-            " another --workdir"
-        )
-
-    def compare(group, name, old, new):
-        for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "experiment", key)):
-            before, after = old.get(key, "absent"), new.get(key, "absent")
-            if key == "experiment":
-                before, after = Path(before).stem, Path(after).stem
-            if before != after:
-                refuse(f"{group}.{name}.{key}", before, after)
-
-    for name in there["workloads"].keys() & here["workloads"].keys():
-        compare("workloads", name, there["workloads"][name], here["workloads"][name])
-    for text in set(there["optimizers"]) & set(here["optimizers"]):
-        name = optimizers.parse(text)[0]
-        compare("spaces", name, there["spaces"].get(name, {}), here["spaces"].get(name, {}))

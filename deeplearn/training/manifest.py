@@ -1,4 +1,4 @@
-"""manifest.json: what a run is, so that it can be made again, and who has its workdir now."""
+"""manifest.json: what lies in a directory, a run or a study, what it was made with, and who is at work in it."""
 
 import contextlib
 import datetime
@@ -9,109 +9,229 @@ import pathlib
 import platform
 import shlex
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
+from deeplearn import files, identity
 from deeplearn.errors import UserError
-from deeplearn.files import in_bucket, locate, replacing, writing
+from deeplearn.files import in_bucket, locate, writing
+from deeplearn.identity import source as sources
+from deeplearn.identity import versions
 
 MANIFEST = "manifest.json"
+STUDY = "study.json"
 LOCK = ".lock"
-PACKAGES = ("deeplearn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+USES = {"run": "`deeplearn evaluate` and `train` use a run", "study": "`deeplearn compare` and `report` use a study"}
 
 
-def write(
-    workdir: str | os.PathLike, config: Mapping[str, Any], experiment: str, command: Sequence[str] | None = None
+def claim(
+    workdir: str | os.PathLike,
+    identified: identity.Identity,
+    config: Mapping[str, Any],
+    source: sources.Source,
+    command: Sequence[str],
+    accept: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Write `workdir`/manifest.json, atomically, and return what is in it.
+    """Record a start of the run that `workdir` holds, or begin a run there; to be called within `lock`.
 
-        config, experiment      as given
+        kind                    "run"
+        id                      the hash of the identity, which is in every checkpoint
+        config                  with the mesh
+        identity                source, data, versions, implementations; see deeplearn.identity
+        experiment, modules     where the source files were; a copy is in `source`
         seed                    the config's
         command                 the command line, quoted for a shell
-        git                     {"commit": ..., "dirty": ...} of the code, None outside git
-        versions                of Python and the packages that compute
+        git                     {"commit": ..., "dirty": ...} of the library's code, None outside git
         devices                 {"platform": ..., "kind": ..., "count": ...}
         started                 ISO 8601, with the zone
-        resumed                 the last five again, of each later start in this workdir
+        resumed                 the last four of each later start, what it accepted, and what then changed
 
     Args:
       workdir: an existing directory.
-      config: nested dictionaries of what JSON can hold.
-      experiment: the path of the experiment file.
-      command: the command line, `sys.argv` by default.
+      identified: what the run is now.
+      config: the whole config, nested dictionaries of what JSON can hold.
+      source: the files that it was built from.
+      command: the command line.
+      accept: sections of the identity that may differ from those of the last start.
+
+    Returns:
+      The manifest.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the directory holds something else, or cannot be written; nothing was changed.
     """
-    import jax
-
-    device, *others = jax.devices()
-    launch = {
-        "command": shlex.join(sys.argv if command is None else command),
-        "git": _git(pathlib.Path(__file__).parent),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "devices": {"platform": device.platform, "kind": device.device_kind, "count": 1 + len(others)},
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    check_kind(workdir, "run")
+    launch = {**started(command), "id": identity.digest(identified)}
+    place = {
+        "experiment": str(source.experiment),
+        "modules": {name: str(path) for name, path in source.modules.items()},
     }
+    rest = {name: section for name, section in identified.items() if name != "config"}
     if exists(workdir):
-        manifest = read(workdir)
+        manifest = read(workdir, "run")
+        there = current(manifest)
+        accepted = identity.check(workdir, there, identified, accept)
+        if "source" not in there:
+            logging.warning("%s", unproven(workdir))
+        changed = {name: section for name, section in rest.items() if there.get(name) != section}
+        if there["config"] != identified["config"]:
+            changed["config"] = identified["config"]
+        launch |= {"accepted": accepted} if accepted else {}
+        launch |= {"changed": changed, **place} if changed else {}
         manifest["resumed"].append(launch)
     else:
-        manifest = {"config": config, "experiment": str(experiment), "seed": config.get("seed")}
-        manifest |= launch | {"resumed": []}
-    with replacing(locate(workdir) / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+        _check_checkpoints(workdir, launch["id"])
+        config = json.loads(json.dumps(config))
+        manifest = {"kind": "run", **launch, "config": config, "identity": rest, **place, "seed": config.get("seed")}
+        manifest |= {"resumed": []}
+    sources.keep(source, workdir)
+    files.write_json(locate(workdir) / MANIFEST, manifest)
     return manifest
 
 
+def claim_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str, command: Sequence[str]) -> dict:
+    """Record a start of the study in `workdir`: kind, the study, the file that declares it, and how it was started."""
+    launch = started(command)
+    if exists(workdir):
+        manifest = read(workdir, "study")
+        manifest["resumed"].append(launch)
+    else:
+        manifest = {"kind": "study", "config": study, "experiment": path, **launch, "resumed": []}
+    files.write_json(locate(workdir) / MANIFEST, manifest)
+    return manifest
+
+
+def started(command: Sequence[str]) -> dict[str, Any]:
+    """When, where and how a run starts."""
+    import jax
+
+    device, *others = jax.devices()
+    return {
+        "command": shlex.join(command),
+        "git": _git(pathlib.Path(__file__).parent),
+        "python": platform.python_version(),
+        "devices": {"platform": device.platform, "kind": device.device_kind, "count": 1 + len(others)},
+        "cores": versions.cores(),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def kind(workdir: str | os.PathLike) -> str | None:
+    """What lies in `workdir`: "run", "study", or None for neither.
+
+    Raises:
+      UserError: a file that would tell cannot be read.
+    """
+    place = locate(workdir)
+    if (place / MANIFEST).is_file():
+        manifest = files.read_json(place / MANIFEST)
+        config, said = manifest.get("config"), manifest.get("kind")
+        if said not in (None, *USES) or not isinstance(config, dict):
+            raise UserError(f"{place / MANIFEST} is damaged (it says neither run nor study); restore it from a copy")
+        return said or ("study" if "workloads" in config else "run")  # before manifests had a kind
+    return "study" if (place / STUDY).is_file() else None
+
+
+def check_kind(workdir: str | os.PathLike, expected: str) -> None:
+    """Raise a UserError if the directory holds a run where a study is expected, or the other way round."""
+    actual = kind(workdir)
+    if actual not in (None, expected):
+        raise UserError(f"{workdir} holds a {actual}, not a {expected}; {USES[actual]}; choose another --workdir")
+
+
 def exists(workdir: str | os.PathLike) -> bool:
-    """Whether `workdir` is that of a run."""
+    """Whether `workdir` has a manifest."""
     return (locate(workdir) / MANIFEST).is_file()
 
 
-def read(workdir: str | os.PathLike) -> dict[str, Any]:
-    """What `write` wrote.
+def read(workdir: str | os.PathLike, expected: str = "run") -> dict[str, Any]:
+    """The manifest of a directory that holds a "run" or a "study".
 
     Raises:
-      UserError: there is no manifest, or it cannot be read.
+      UserError: there is no manifest, it cannot be read, or it is of the other kind.
     """
+    path = locate(workdir) / MANIFEST
+    commands = {"run": "train", "study": "compare"}
     try:
-        manifest = json.loads((locate(workdir) / MANIFEST).read_text())
-        return {"resumed": [], **manifest}
+        manifest = files.read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{workdir} is not a run: it has no {MANIFEST}; give the --workdir of a `deeplearn train`"
+            f"{workdir} is not a {expected}: it has no {MANIFEST}; give the --workdir of a `deeplearn "
+            f"{commands[expected]}`"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{workdir} is not a run: its {MANIFEST} cannot be read ({error})") from error
+    check_kind(workdir, expected)
+    manifest = {"resumed": [], **manifest}
+    wrong = [name for name in ("config", "experiment") if name not in manifest] or _misshapen(manifest)
+    for launch in manifest["resumed"] if not wrong else ():
+        wrong += ["resumed"] if not isinstance(launch, dict) else _misshapen(launch)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong[0]} is missing or is not what it must be); restore it from a copy")
+    return manifest
 
 
-def check_same(workdir: str | os.PathLike, config: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
-    """Refuse to go on in a workdir with another config; one without a manifest will do for any.
+def _misshapen(launch: Mapping[str, Any]) -> list[str]:
+    """The fields of a manifest, or of a later start in it, that are not of their form."""
+    forms = {
+        "config": dict, "experiment": str, "modules": dict, "identity": dict, "changed": dict, "accepted": list,
+        "resumed": list, "id": str, "command": str,
+    }  # fmt: skip
+    wrong = [name for name, form in forms.items() if not isinstance(launch.get(name, form()), form)]
+    if wrong:
+        return wrong
+    sections = [*launch.get("identity", {}).values(), *launch.get("changed", {}).values()]
+    paths = launch.get("modules", {}).values()
+    return ["identity"] * (not all(isinstance(section, dict) for section in sections)) + ["modules"] * (
+        not all(isinstance(path, str) for path in paths)
+    )
 
-    Args:
-      workdir: any directory.
-      config: as for `write`.
-      may_change: fields, as "data.path", that need not be the same.
 
-    Raises:
-      UserError: names the first fields that differ, and both values.
+def current(manifest: Mapping[str, Any]) -> identity.Identity:
+    """The identity at the last start of a run: what was accepted later replaces what it began with.
+
+    Of a run from before there were identities, the config alone.
     """
-    if not exists(workdir):
-        return
-    there, here = _fields(read(workdir)["config"]), _fields(json.loads(json.dumps(config)))
-    names = [name for name in there | here if name not in may_change]
-    differ = [name for name in names if there.get(name, _ABSENT) != here.get(name, _ABSENT)]
-    if differ:
-        which = ", ".join(
-            f"{name} is {there.get(name, _ABSENT)} there and {here.get(name, _ABSENT)} here" for name in differ[:3]
-        )
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    config = {name: value for name, value in manifest["config"].items() if name not in identity.MAY_CHANGE}
+    result = {"config": config, **manifest.get("identity", {})}
+    for launch in manifest["resumed"]:
+        result |= launch.get("changed", {})
+    return result
+
+
+def source_of(manifest: Mapping[str, Any]) -> sources.Source:
+    """Where the source files were at the last start."""
+    last = next((launch for launch in reversed(manifest["resumed"]) if "experiment" in launch), manifest)
+    modules = {name: pathlib.Path(path) for name, path in last.get("modules", {}).items()}
+    return sources.Source(pathlib.Path(last["experiment"]), modules)
+
+
+def ids(manifest: Mapping[str, Any]) -> set[str | None]:
+    """The hashes that the run's checkpoints may have; None among them if it is from before there were any."""
+    return {manifest.get("id"), *(launch["id"] for launch in manifest["resumed"] if "id" in launch)}
+
+
+def last_id(manifest: Mapping[str, Any]) -> str | None:
+    """The hash of the identity at the last start."""
+    return next((launch["id"] for launch in reversed(manifest["resumed"]) if "id" in launch), manifest.get("id"))
+
+
+def unproven(workdir: str | os.PathLike) -> str:
+    """What is said of a directory that was written before runs had identities."""
+    return (
+        f"{workdir} was written by a version that did not record identities: that its experiment's source, its data, "
+        "the versions and the implementations are the same as then cannot be proved"
+    )
+
+
+def _check_checkpoints(workdir: str | os.PathLike, id: str) -> None:
+    """Refuse to begin a run where checkpoints lie that are not its own."""
+    from deeplearn.training import listing
+
+    if any(checkpoint.identity != id for checkpoint in listing.listed(locate(workdir) / "checkpoints")):
         raise UserError(
-            f"{workdir} holds a run with another config: {which}{more}; "
-            f"choose another --workdir, or the old value with --config.{differ[0]}={there.get(differ[0], _ABSENT)}"
+            f"{workdir} has checkpoints, but no {MANIFEST} that says what run they are of, and they are not of "
+            f"this one; restore the {MANIFEST}, or choose another --workdir"
         )
 
 
@@ -149,18 +269,6 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-_ABSENT = "absent"
-
-
-def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dictionaries by dotted path."""
-    fields = {}
-    for name, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        fields |= _fields(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return fields
-
-
 def _git(directory: pathlib.Path) -> dict[str, Any] | None:
     """Commit and whether anything tracked differs from it; None outside git, or without git."""
 
@@ -172,11 +280,4 @@ def _git(directory: pathlib.Path) -> dict[str, Any] | None:
         commit = run("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
         return None

@@ -36,6 +36,7 @@ def attention(request: Request, arrays: Arrays, name: str | None) -> tuple[jax.A
         name = "reference" if target.wants_formulas() else fastest(request, arrays)
     elif reason := refusal(request, arrays, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
+    target.record("attention", name)
     return reference.attention(request, arrays) if name == "reference" else _attention(name, request, arrays)[:2]
 
 

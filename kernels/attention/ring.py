@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels import target
 from kernels.attention import backends
 from kernels.attention.masks import Band, Mask
 from kernels.attention.request import Arrays, Request, ask, wide
@@ -68,6 +69,7 @@ def ring_attention(
         raise ValueError(f"implementation must be None or one of {', '.join(backends.PLATFORMS)}, not {name!r}")
     if reason := backends.refusal(request, arrays, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
+    target.record("ring attention", name)
     ring = Ring(axis_name, lax.axis_size(axis_name), request, name)
     out, lse = _ring(ring, arrays)
     return (out, lse.swapaxes(1, 2)) if return_residual else out

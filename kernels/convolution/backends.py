@@ -33,13 +33,14 @@ def choose(geometry: Geometry, x: jax.Array, w: jax.Array, name: str | None) -> 
     Raises NotImplementedError, with the reason, if the one named can't.
     """
     if 0 in x.shape:
-        return "lax"  # the others divide by the number of images
-    if name is None and target.wants_formulas():
-        return "reference"
-    if name is None:
-        return next(name for name in (*_order(geometry, x, w), "lax") if not refusal(geometry, x, w, name))
-    if reason := refusal(geometry, x, w, name):
+        name = "lax"  # the others divide by the number of images
+    elif name is None and target.wants_formulas():
+        name = "reference"
+    elif name is None:
+        name = next(name for name in (*_order(geometry, x, w), "lax") if not refusal(geometry, x, w, name))
+    elif reason := refusal(geometry, x, w, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
+    target.record("convolution", name)
     return name
 
 

@@ -36,9 +36,10 @@ def choose(x: jax.Array, window: Pair, geometry: Geometry, name: str | None, kin
     """
     if name is None:
         order = _order(x, window, geometry, kind)
-        return next(name for name in (*order, "xla") if not refusal(x, window, geometry, name))
-    if reason := refusal(x, window, geometry, name):
+        name = next(name for name in (*order, "xla") if not refusal(x, window, geometry, name))
+    elif reason := refusal(x, window, geometry, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
+    target.record("pooling", name)
     return name
 
 

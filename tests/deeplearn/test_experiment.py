@@ -90,15 +90,36 @@ def test_an_optimizer_of_ones_own():
 
 
 @pytest.mark.parametrize(
-    "path, said", [("experiments/mnist_cn.py", "mnist_cnn"), ("digit_mlp", "digits_mlp"), ("zzz.py", "there are: ")]
+    "path, said",
+    [
+        ("digit_mlp", "unknown experiment 'digit_mlp'; did you mean digits_mlp"),
+        ("zzz", "unknown experiment 'zzz'; there are: cifar10_cnn, "),
+        (
+            "no/such/folder/digits_mlp.py",
+            "no file no/such/.*; the built-in experiment digits_mlp is named without a path",
+        ),
+        ("digits_mlp.py", "there is no file digits_mlp.py; the built-in experiment digits_mlp"),
+        ("no/digits_mlp", "there is no file no/digits_mlp; the built-in experiment digits_mlp"),
+        ("experiments/mnist_cn.py", "there is no file .*; the built-in experiment mnist_cnn"),
+        ("zzz.py", "there is no file zzz.py; built-in ones are named without a path: cifar10_cnn, "),
+        ("..", "there is no file|unknown experiment"),
+        ("", "unknown experiment ''"),
+        ("/", "there is no file /"),
+    ],
 )
-def test_unknown_experiment(path, said):
-    with pytest.raises(UserError, match=f"unknown experiment .*{said}"):
+def test_unknown_experiment(path, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
         experiment.find(path)
 
 
-def test_found_by_its_name():
-    assert experiment.find("digits_mlp").name == "digits_mlp.py"
+def test_a_name_is_a_built_in_experiment_and_a_path_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "digits_mlp.py").write_text("")
+    assert experiment.find("digits_mlp") == experiment.HOME / "digits_mlp.py"
+    for path in ("digits_mlp.py", "./digits_mlp.py", "~/digits_mlp.py", str(tmp_path / "digits_mlp.py")):
+        assert experiment.find(path).resolve() == tmp_path / "digits_mlp.py"
 
 
 def test_a_file_that_is_no_experiment(tmp_path):

@@ -35,17 +35,18 @@ def environment(home):
 def start(environment, tmp_path):
     """`start(*arguments)`: the running process; its output is read with `communicate`.
 
-    limit: the greatest size of a file that it can write, in bytes; other keywords go to the environment.
+    limit: the greatest size of a file that it can write, in bytes; cwd: where it starts, tmp_path by default; other
+    keywords go to the environment.
     """
 
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background, and what it starts
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(*arguments, limit=None, **more):
+    def start(*arguments, limit=None, cwd=tmp_path, **more):
         process = subprocess.Popen(
             [sys.executable, "-m", "deeplearn", *map(str, arguments)],
             env={**environment, **more},
-            cwd=tmp_path,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

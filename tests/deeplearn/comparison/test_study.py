@@ -27,55 +27,6 @@ def test_points():
     assert study.search(make(learning_rates=[0.1, 0.2]), "lion", 0) == [{"learning_rate": 0.1}, {"learning_rate": 0.2}]
 
 
-def test_what_is_written_is_read(tmp_path):
-    made = make(points=4, spaces={"adam": {"b1": (0.5, 0.6)}}, seeds=2)
-    study.write(tmp_path, made)
-    again = study.make(**study.read(tmp_path))
-    assert study.as_json(again) == study.as_json(made) and study.search(again, "adam", 0) == study.search(
-        made, "adam", 0
-    )
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"optimizers": ["adam", "lion", "muon"]},
-        {"optimizers": ["lion"]},
-        {"points": 8, "seeds": 5, "reruns": 9},
-        {"workloads": {**FIELDS["workloads"], "sequence_rnn": {}}},
-        {"optimizers": ["adam", "muon"], "spaces": {"muon": {"beta": (0.5, 0.9)}}},
-    ],
-)
-def test_a_study_may_grow(tmp_path, fields):
-    study.check_same(tmp_path, make())
-    study.write(tmp_path, make(points=4))
-    study.check_same(tmp_path, make(**{"points": 4, **fields}))
-
-
-@pytest.mark.parametrize(
-    "fields, said",
-    [
-        (
-            {"workloads": {"small": {"experiment": "digits_mlp", "epochs": 3.0}}},
-            "small.epochs is 2.0 there and 3.0 here",
-        ),
-        (
-            {"workloads": {"small": {"experiment": "sequence_rnn"}}},
-            "small.experiment is digits_mlp there and sequence_rnn",
-        ),
-        ({"spaces": {"adam": {"b1": (0.1, 0.9)}}}, "spaces.adam.b1 is .0.5, 0.6. there and .0.1, 0.9. here"),
-        ({"spaces": {}}, "spaces.adam.b1 is .* there and absent here"),
-        ({"spaces": {"adam": {"b1": (0.5, 0.6)}, "lion": {"b1": (0.5, 0.6)}}}, "spaces.lion.b1 is absent there"),
-    ],
-)
-def test_a_study_may_not_change(tmp_path, fields, said):
-    spaces = {"spaces": {"adam": {"b1": (0.5, 0.6)}}}
-    study.write(tmp_path, make(**spaces))
-    with pytest.raises(UserError, match=said) as raised:
-        study.check_same(tmp_path, make(**{**spaces, **fields}))
-    assert "\n" not in str(raised.value) and "another --workdir" in str(raised.value)
-
-
 @pytest.mark.parametrize(
     "fields, said",
     [
@@ -96,6 +47,11 @@ def test_a_study_may_not_change(tmp_path, fields, said):
         ({"reruns": -1}, "reruns is -1"),
         ({"learning_rates": 0}, "neither a number of rates nor rates above 0"),
         ({"learning_rates": [0.1, -1.0]}, "neither a number of rates nor rates above 0"),
+        ({"lanes": 0}, "lanes is 0"),
+        (
+            {"workloads": ["digits_mlp", "mine/digits_mlp.py"]},
+            "the workloads digits_mlp, mine/digits_mlp.py have one name",
+        ),
     ],
 )
 def test_mistakes(fields, said):
@@ -112,11 +68,8 @@ def test_files(tmp_path):
         study.load(str(tmp_path / "other.py"))
     with pytest.raises(UserError, match="unknown study 'two_core'; did you mean two_cores"):
         study.load("two_core")
-    with pytest.raises(UserError, match="holds no study"):
-        study.read(tmp_path)
-    (tmp_path / study.STUDY).write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        study.read(tmp_path)
+    with pytest.raises(UserError, match="there is no file .*nothing.py"):
+        study.load(str(tmp_path / "nothing.py"))
 
 
 @pytest.mark.parametrize("file", sorted(study.HOME.glob("[a-z]*.py")), ids=lambda file: file.stem)
@@ -125,3 +78,33 @@ def test_the_studies_that_come_along(file):
     made = study.make(**study.load(str(file)))
     assert all(workload.config.target for workload in made.workloads)
     assert {len(study.search(made, name, 0)) for name in made.optimizers} == {made.points or made.learning_rates}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../up",
+        "a/b",
+        "/root",
+        "..",
+        ".",
+        "",
+        ".hidden",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "x" * 101,
+        "runs",
+        "source",
+        "table.md",
+    ],
+)
+def test_a_workload_stays_in_the_directory(name):
+    with pytest.raises(UserError, match="cannot be a workload's name") as raised:
+        make(workloads={name: {"experiment": "digits_mlp"}})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "width 64", "lr=0.1", "größe", "a.b", "v2..3"])
+def test_names_that_are_allowed(name):
+    assert make(workloads={name: {"experiment": "digits_mlp"}}).workloads[0].name == name

@@ -261,7 +261,7 @@ def test_another_config_and_file_on_one_process(start, tmp_path):
         assert status == 2 and len(err.splitlines()) == 1
         assert "process 1 was not started as process 0 was: config." in err
         assert "config.learning_rate is None on process 0 and 0.1 on process 1, config.seed is 0 on process 0" in err
-        assert ", the experiment's file is " in err and err.endswith("; start all with the same command and files\n")
+        assert ", source.experiment is " in err and err.endswith("; start all with the same command and files\n")
     assert not (tmp_path / "run").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from deeplearn import files
 from deeplearn.errors import UserError
+from deeplearn.identity import source as sources
 from deeplearn.training import checkpoints, logs, manifest, reading, stored
 from tests.deeplearn import bucket
 
@@ -172,17 +173,24 @@ def test_a_mirror_copies_when_it_is_time(root, workdir):
     assert files.locate(f"{workdir}/a").read_text() == "12"
 
 
-def test_the_manifest(root, workdir):
-    config = {"seed": 3}
-    with manifest.lock(workdir):
-        first = manifest.write(workdir, config, "x.py", ["first"])
-        manifest.check_same(workdir, config)
-    manifest.write(workdir, config, "x.py", ["second"])
-    assert {**manifest.read(workdir), "resumed": []} == first
-    with pytest.raises(UserError, match="another config: seed is 3 there and 4 here"):
-        manifest.check_same(workdir, {"seed": 4})
+def test_the_manifest(root, workdir, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config(): return 7\ndef build(config): pass")
+    source = sources.Source(file)
+
+    def claim(seed):
+        config = {"seed": seed}
+        with manifest.lock(workdir):
+            return manifest.claim(workdir, {"config": config, "source": sources.digests(source)}, config, source, [])
+
+    first = claim(3)
+    assert {**claim(3), "resumed": []} == first and len(manifest.read(workdir)["resumed"]) == 1
+    with pytest.raises(UserError, match="config.seed is 3 there and 4 here"):
+        claim(4)
     with pytest.raises(UserError, match=f"{workdir}/none is not a run"):
         manifest.read(f"{workdir}/none")
+    file.unlink()
+    assert sources.execute(sources.stored(source, first["identity"]["source"], workdir)).get_config() == 7
 
 
 def test_an_object_is_replaced_whole_or_not_at_all(root, workdir):

@@ -1,0 +1,203 @@
+"""The source files of an experiment: which they are, what they contain, and a copy of them in the run's directory.
+
+An experiment is one file, and the modules that it imports from outside the installed packages. The imports are read
+from the syntax tree, so that nothing is executed to find them; a module that is imported by a computed name is missed.
+"""
+
+import ast
+import hashlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import NamedTuple
+
+from deeplearn.errors import UserError
+from deeplearn.files import in_bucket, locate, replacing, writing
+
+FOLDER = "source"
+LIBRARY = ("deeplearn", "kernels")  # their code is part of the versions
+INSTALLED = ("site-packages", "dist-packages")
+
+
+class Source(NamedTuple):
+    """The files of an experiment.
+
+    Fields:
+      experiment: the file that has get_config() and build().
+      modules: those that it imports, directly or not, by their path below the folder that they are imported from, such
+        as {"experiments/_gpt.py": Path("/home/me/deeplearn/experiments/_gpt.py")}.
+      libraries: the installed packages that these files import, by the name of the import.
+    """
+
+    experiment: Path
+    modules: Mapping[str, Path] = {}
+    libraries: tuple[str, ...] = ()
+
+
+def collect(experiment: Path) -> Source:
+    """The Source of an experiment file, its imports resolved as this process would import them."""
+    modules, libraries, waiting = {}, set(), [(experiment, "")]
+    while waiting:
+        file, package = waiting.pop()
+        for name in _imports(file, package):
+            top = name.partition(".")[0]
+            if top in LIBRARY or top in sys.stdlib_module_names:
+                continue
+            for spec in _specs(name):
+                if not spec.origin or not spec.has_location:
+                    continue  # a namespace package, or a module built into Python
+                path = Path(spec.origin)
+                if top != "experiments" and set(INSTALLED) & set(path.parts):
+                    libraries.add(top)
+                elif path.suffix == ".py":
+                    relative = _relative(spec)
+                    if relative not in modules:
+                        modules[relative] = path.absolute()
+                        waiting.append((path, spec.name if spec.submodule_search_locations else spec.parent))
+    return Source(experiment.absolute(), dict(sorted(modules.items())), tuple(sorted(libraries)))
+
+
+def digests(source: Source) -> dict[str, str]:
+    """The first 16 hexadecimal digits of each file's SHA-256: of the experiment, and of its modules by their path."""
+    named = {"experiment": source.experiment, **source.modules}
+    return {name: hashlib.sha256(_read(path)).hexdigest()[:16] for name, path in named.items()}
+
+
+def folder(digests: Mapping[str, str]) -> str:
+    """The path below a run's directory of the copy of the files that have these digests."""
+    together = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:12]
+    return f"{FOLDER}/{together}"
+
+
+def keep(source: Source, workdir: str | os.PathLike) -> None:
+    """Copy the files into `workdir`, below `folder`; a copy that is there stays as it is.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    place = locate(workdir) / folder(digests(source))
+    for path, copy in zip((source.experiment, *source.modules.values()), _copies(source, place), strict=True):
+        if not copy.exists():
+            with writing(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(copy) as temporary:
+                temporary.write_bytes(_read(path))
+
+
+def stored(source: Source, digests: Mapping[str, str], workdir: str | os.PathLike) -> Source:
+    """The Source that `keep` copied into `workdir`; of `source` the names alone matter.
+
+    Raises:
+      UserError: a file of the copy is missing or was changed.
+    """
+    place = locate(workdir) / folder(digests)
+    experiment, *modules = _copies(source, place)
+    copy = Source(experiment, dict(zip(source.modules, modules, strict=True)), source.libraries)
+    if changed := differing(copy, digests):
+        raise UserError(f"{place} is not what the run was made with: {', '.join(changed)} is missing or was changed")
+    if in_bucket(workdir):  # Python imports files only
+        local = Path(tempfile.mkdtemp())
+        keep(copy, local)
+        return stored(source, digests, local)
+    return copy
+
+
+def differing(source: Source, expected: Mapping[str, str]) -> list[str]:
+    """The names of the files that are missing or do not have the expected digest."""
+    named = {"experiment": source.experiment, **source.modules}
+    actual = {name: digests(Source(path))["experiment"] for name, path in named.items() if path.is_file()}
+    return [name for name in {**expected, **named} if actual.get(name) != expected.get(name)]
+
+
+def execute(source: Source) -> ModuleType:
+    """The module of the experiment file; its imports get the files of `source.modules`, wherever Python would look.
+
+    Raises:
+      UserError: the file or one that it imports cannot be read.
+    """
+    for relative, path in source.modules.items():
+        name = ".".join(PurePosixPath(relative).with_suffix("").parts).removesuffix(".__init__")
+        if getattr(sys.modules.get(name), "__file__", str(path)) != str(path):
+            _forget(name)
+        spec = next((spec for spec in _specs(name) if spec.name == name), None)
+        if spec is None or spec.origin != str(path):
+            sys.path.insert(0, str(path)[: -len(relative) - 1])
+            importlib.invalidate_caches()
+    name = f"{source.experiment.parent.name}.{source.experiment.stem}"
+    module = ModuleType(name)
+    module.__file__ = str(source.experiment)
+    code = compile(_read(source.experiment), source.experiment, "exec")  # the bytes of now, not a cached compilation
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside a run's copy
+    other, sys.modules[name] = sys.modules.get(name), module  # where its classes look for it while they are made
+    try:
+        exec(code, module.__dict__)
+    finally:
+        sys.dont_write_bytecode = before
+        if other is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = other
+    return module
+
+
+def _forget(name: str) -> None:
+    """Have the next import of a module look for its file."""
+    del sys.modules[name]
+    package, _, last = name.rpartition(".")
+    if package in sys.modules and hasattr(sys.modules[package], last):
+        delattr(sys.modules[package], last)
+
+
+def _copies(source: Source, place: Path) -> list[Path]:
+    return [place / source.experiment.name, *(place / "modules" / relative for relative in source.modules)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _imports(file: Path, package: str) -> Iterator[str]:
+    """The absolute names that the imports of a file may mean; `from a import b` means a, and perhaps a module a.b."""
+    try:
+        tree = ast.parse(_read(file), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{file} is not Python: {error}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*filter(None, parents), *filter(None, [base])])
+            yield from filter(None, (base, *(f"{base}.{alias.name}" for alias in node.names)))
+
+
+def _specs(name: str) -> Iterator[ModuleSpec]:
+    """The specs of a module's packages and of the module, as far as they exist; nothing is imported."""
+    path = None
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        full = ".".join(parts[:end])
+        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((spec for finder in finders if (spec := finder.find_spec(full, path, None))), None)
+        if spec is None:
+            return
+        yield spec
+        path = spec.submodule_search_locations
+        if path is None:
+            return
+
+
+def _relative(spec: ModuleSpec) -> str:
+    """The path of a module's file below the folder that it is imported from."""
+    depth = spec.name.count(".") + (2 if Path(spec.origin).name == "__init__.py" else 1)
+    return PurePosixPath(*Path(spec.origin).parts[-depth:]).as_posix()

@@ -1,0 +1,127 @@
+import copy
+
+import pytest
+
+from deeplearn import experiment, identity
+from deeplearn.errors import UserError
+from deeplearn.identity import source as sources
+from deeplearn.identity import versions
+from kernels import target
+
+HERE = {
+    "config": {"seed": 0, "shape": [2, 3], "nested": {"rate": 0.1}, "mesh": ""},
+    "source": {"experiment": "a"},
+    "data": {"name": "digits", "train": "x"},
+    "versions": {"jax": "1"},
+    "implementations": {"platform": "cpu"},
+}
+
+
+def changed(section, name, value):
+    other = copy.deepcopy(HERE)
+    other[section][name] = value
+    return other
+
+
+@pytest.mark.parametrize(
+    "section, name, value, said",
+    [
+        ("config", "seed", 1, "config.seed is 0 there and 1 here"),
+        ("config", "shape", [2, 4], r"config.shape is \[2, 3\] there and \[2, 4\] here"),
+        ("config", "nested", {"rate": 0.2}, "config.nested.rate is 0.1 there and 0.2 here"),
+        ("config", "new", 5, "config.new is absent there and 5 here"),
+        ("source", "experiment", "b", "source.experiment is a there and b here"),
+        ("source", "experiments/_gpt.py", "b", "source.experiments/_gpt.py is absent there"),
+        ("data", "train", "y", "data.train is x there and y here"),
+        ("versions", "jax", "2", "versions.jax is 1 there and 2 here"),
+        ("implementations", "attention", "tpu", "implementations.attention is absent there and tpu here"),
+    ],
+)
+def test_every_difference_is_named_or_accepted(section, name, value, said):
+    other = changed(section, name, value)
+    with pytest.raises(UserError, match=f"^runs/a was made with other {section}: {said}.*--accept={section}$") as error:
+        identity.check("runs/a", HERE, other)
+    assert "\n" not in str(error.value)
+    assert len(identity.check("runs/a", HERE, other, [section])) == 1
+    assert identity.digest(HERE) != identity.digest(other)
+
+
+def test_all_of_them_in_one_line():
+    other = changed("config", "seed", 1) | {"versions": {"jax": "2"}, "data": {"name": "digits", "train": "y"}}
+    with pytest.raises(UserError) as error:
+        identity.check("runs/a", HERE, other, ["data"])
+    assert "other config, versions: config.seed is 0 there and 1 here, versions.jax is 1" in str(error.value)
+    assert "--accept=data,config,versions" in str(error.value) and "data.train" not in str(error.value)
+
+
+def test_what_may_change():
+    assert identity.check("runs/a", HERE, changed("config", "mesh", "data:2")) == []
+    assert identity.check("runs/a", {"config": HERE["config"]}, HERE) == []  # an older directory's
+
+
+def test_unknown_sections():
+    with pytest.raises(UserError, match="unknown part of the identity in --accept 'version'; did you mean versions"):
+        identity.parse_accept(["data", "version"])
+
+
+def test_of_an_experiment():
+    """Complete, and the same each time; the mesh is not part of it."""
+    source = sources.collect(experiment.find("digits_mlp"))
+
+    def identify(**fields):
+        config = experiment.configure(source, fields)
+        return identity.identify(experiment.load(source).build(config), source)
+
+    first = identify()
+    assert list(first) == list(identity.SECTIONS) and "mesh" not in first["config"]
+    assert first == identify() == identify(mesh="data:2")
+    assert first["data"]["name"] == "digits" and len(first["data"]["train"]) > 20
+    assert first["implementations"]["platform"] == "cpu"
+    assert identity.differences(first, identify(seed=1)) == {"config": ["config.seed is 0 there and 1 here"]}
+
+
+def test_the_kernels_that_compute():
+    from deeplearn.data import blank
+
+    def used(name, **fields):
+        with blank.instead():
+            wired = experiment.load(name).build(experiment.configure(name, {"mesh": "data:1", **fields}))
+            return versions.kernels(wired)
+
+    assert used("digits_mlp") == {}
+    assert used("mnist_cnn") == {"convolution": "xla", "pooling": "xla"}
+    assert set(used("shakespeare_gpt")) == {"attention"}
+
+
+def test_recording_is_over_with_its_block():
+    with target.recorded() as used:
+        target.record("a", "b")
+    target.record("c", "d")
+    assert used == {("a", "b")}
+
+
+def test_versions():
+    found = versions.versions(["sklearn", "hypothesis", "jax"])
+    assert {"python", "deeplearn", "jax", "jaxlib", "flax", "optax", "numpy", "hypothesis", "sklearn"} == set(found)
+    assert "unknown" not in found.values() and versions.code() in found["deeplearn"]
+
+
+def test_the_code_that_computes(tmp_path, monkeypatch):
+    """Every file that can change a number is in its digest, and those that only draw are not."""
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "deeplearn" / "identity" / "versions.py"))
+    files = ("deeplearn/losses.py", "deeplearn/commands/train.py", "kernels/a/b.py", "kernels/results/a_cpu.json")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = versions.code.__wrapped__()
+    changes = {}
+    for name in files:
+        (tmp_path / name).write_text("2")
+        changes[name] = versions.code.__wrapped__() != before
+        (tmp_path / name).write_text("1")
+    assert changes == {name: name != "deeplearn/commands/train.py" for name in files}
+
+
+def test_flags_of_xla_count_but_not_the_number_of_devices(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3 --xla_cpu_enable_fast_math=true")
+    assert versions.machine()["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
