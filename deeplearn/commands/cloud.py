@@ -7,6 +7,10 @@ run is the whole life: it asks for the TPU, waits, installs the last commit on e
 shows how it goes, asks for another TPU when this one is taken away, and deletes it at the end. The other verbs are its
 parts: create, install, start, watch, stop, delete. The same command goes on wherever this one was stopped, and begins
 again, with the last commit, what has ended on a TPU that was kept.
+
+The commit is packed into a file of this machine, in $XDG_CACHE_HOME/deeplearn/bundles (~/.cache/deeplearn/bundles),
+which only you can read. Each start gives all workers a new DEEPLEARN_TOKEN; your own, in --env or in the environment,
+wins.
 """
 
 import os
