@@ -246,7 +246,9 @@ def _prune(manager: Manager) -> None:
             if any(suffix in path.name for suffix in stored.UNFINISHED):
                 # Files that readers hold open cannot be deleted on network disks; the next save tries again.
                 remove_tree(path, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
+        if not orbax_errors.is_io(error):
+            raise
         cause = orbax_errors.cause(error)
         raise UserError(
             f"cannot delete old checkpoints in {manager.directory}: {cause}; the newest is saved"
@@ -260,8 +262,8 @@ def _writing(manager: Manager, step: int | None) -> Iterator[None]:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # the clients of buckets have no base class for what can go wrong
-        if not (isinstance(error, OSError) or orbax_errors.os_error_code(error) or orbax_errors.is_refusal(error)):
+    except Exception as error:
+        if not orbax_errors.is_io(error):
             raise
         manager.saving = None
         _remove_unfinished(manager)
@@ -272,7 +274,7 @@ def _writing(manager: Manager, step: int | None) -> Iterator[None]:
 
 
 def _remove_unfinished(manager: Manager) -> None:
-    with contextlib.suppress(OSError):  # the failure to write is what the user must know
+    with contextlib.suppress(Exception):  # the failure to write is what the user must know
         for path in manager.directory.glob(f"*{stored.UNFINISHED[0]}*"):
             remove_tree(path, ignore_errors=True)  # what filled the disk must not stay there
 

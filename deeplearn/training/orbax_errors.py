@@ -75,6 +75,11 @@ def is_refusal(error: BaseException) -> bool:
     )  # fmt: skip
 
 
+def is_io(error: BaseException) -> bool:
+    """Whether an error comes from reading or writing, and not from a fault in the program."""
+    return isinstance(error, OSError) or os_error_code(error) is not None or is_refusal(error)
+
+
 def cause(error: BaseException) -> str:
     """The system's own words if it is the system's error, else the error's type and first line."""
     code = os_error_code(error)

@@ -12,6 +12,7 @@ A checkpoint may be deleted by its writer while others read it. Therefore a read
 import json
 import pathlib
 import re
+import time
 import zlib
 from typing import Any
 
@@ -166,7 +167,7 @@ def unreadable(path: pathlib.Path, error: BaseException) -> UserError:
 def set_aside(path: pathlib.Path) -> pathlib.Path:
     """Make a checkpoint none any more, in one step, and return where its files are then, to be deleted."""
     if not in_bucket(path):
-        return path.rename(f"{path}{UNFINISHED[1]}")
+        return path.rename(f"{path}{UNFINISHED[1]}.{time.time_ns()}")  # the files of an earlier one may still be there
     (path / _COMMITTED).unlink(missing_ok=True)
     remove_tree(path)
     return path

@@ -1,7 +1,9 @@
 """Readers work at any time, also while a run saves new checkpoints and deletes old ones."""
 
+import errno
 import logging
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -62,6 +64,39 @@ def test_deleted_at_any_moment(three, tmp_path, monkeypatch, caplog, saved, best
         moments, number = max(moments, min(len(calls), 30)), number + 2
         shutil.rmtree(directory)
     assert moments > 10 and (3 if saved else 2) in steps
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE, errno.EIO])
+def test_a_read_that_fails_because_its_file_was_deleted(three, tmp_path, monkeypatch, code):
+    """A network disk reports a stale handle."""
+    shutil.copytree(three, tmp_path / "c")
+    read_bytes = pathlib.Path.read_bytes
+
+    def fail(path):
+        newest = path.parent.parent
+        if newest.name.startswith("000000003"):
+            delete(newest)
+            raise OSError(code, os.strerror(code), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+    with checkpoints.open(tmp_path / "c") as manager:
+        assert checkpoints.restore_latest(manager, make(0)).step == 2 and not manager.damaged
+
+
+def test_files_of_a_deleted_checkpoint_that_stay(tmp_path, monkeypatch):
+    """A network disk keeps the files that readers have open; the run goes on, and deletes them later."""
+    with checkpoints.open(tmp_path, keep=1) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "remove_tree", lambda path, ignore_errors: None)
+            for step in (1, 2, 1, 2, 3):
+                checkpoints.save(manager, step, make(step), {})
+            checkpoints.wait(manager)
+        assert len([path for path in tmp_path.iterdir() if ".deleted" in path.name]) > 1
+        assert checkpoints.steps(manager) == [3]
+        checkpoints.save(manager, 4, make(4), {})
+        checkpoints.wait(manager)
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["000000004"]
 
 
 def test_what_vanishes_again_and_again_is_one_line(three, monkeypatch):

@@ -109,12 +109,22 @@ def test_what_only_looks_like_a_checkpoint_is_skipped(pair, tmp_path, caplog, ki
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_all_damaged(pair, tmp_path):
+def test_all_damaged(pair, tmp_path, caplog):
+    """That the run starts again is said, and a damaged one stays until its step has been passed."""
+    logging.getLogger("absl").propagate = True
     shutil.copytree(pair, tmp_path / "c")
     for path in (tmp_path / "c").iterdir():
         shutil.rmtree(path / "state")
     with checkpoints.open(tmp_path / "c") as manager:
         assert checkpoints.restore_latest(manager, make(0)) is None
+        *skipped, last = [record.getMessage() for record in caplog.records]
+        assert len(skipped) == 2 and "is intact; a run there starts again at step 0" in last and "\n" not in last
+        for step, there in ((0, [0, 1, 2]), (1, [0, 1, 2]), (2, [1, 2])):
+            checkpoints.save(manager, step, make(step + 10), {})
+            checkpoints.wait(manager)
+            names = sorted(path.name for path in (tmp_path / "c").iterdir())
+            assert [int(name[:9]) for name in names] == there
+        assert not manager.damaged & set(names)
 
 
 def test_a_run_passes_a_damaged_step_again(pair, tmp_path):
