@@ -16,7 +16,7 @@ import pytest
 from deeplearn.errors import UserError
 from deeplearn.training import checkpoints, listing
 from tests.deeplearn.parallel.launch import WAIT, free_port
-from tests.deeplearn.training.faults import injected
+from tests.deeplearn.training.faults import digest, injected
 from tests.deeplearn.training.states import assert_same, make, of_step
 
 
@@ -196,6 +196,39 @@ def test_two_processes_at_the_end_of_a_run(tmp_path):
         assert status == 0, err
         lines = [line for line in out.splitlines() if "Gloo" not in line]  # which writes to standard output
         assert lines == [f"{step} []" for step in range(1, 5)]
+
+
+REFUSED = """
+    import errno, os, sys, pathlib, jax.numpy as jnp
+    from deeplearn.parallel import processes
+    from deeplearn.training import checkpoints
+    port, rank, directory, bad_rank, bad_path = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+
+    def refuse(function):
+        def call(path, *arguments):
+            if str(rank) == bad_rank and str(path).endswith(bad_path):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return function(path, *arguments)
+        return call
+
+    pathlib.Path.read_bytes, os.listdir = refuse(pathlib.Path.read_bytes), refuse(os.listdir)
+    with processes.together(processes.Place(f"localhost:{port}", 2, rank), {}, 60.0):
+        with checkpoints.open(directory) as manager:
+            checkpoints.restore_latest(manager, {"params": jnp.zeros(4)})
+"""
+
+
+@pytest.mark.parametrize("bad_rank, bad_path", [(0, "/c"), (1, "record.json")])
+def test_one_of_two_processes_cannot_read(tmp_path, bad_rank, bad_path):
+    """Both end with the same line."""
+    directory, port = tmp_path / "c", free_port()
+    with checkpoints.open(directory) as manager:
+        checkpoints.save(manager, 1, {"params": jnp.zeros(4)}, {})
+    before = digest(directory)
+    for status, _, err in outputs([started(REFUSED, port, rank, directory, bad_rank, bad_path) for rank in (0, 1)]):
+        assert status == 2 and "Traceback" not in err, err
+        assert "cannot read the checkpoint" in err and "Input/output error; nothing was changed" in err
+    assert digest(directory) == before
 
 
 def test_a_step_that_is_saved_again_after_damage_to_its_record(tmp_path):
