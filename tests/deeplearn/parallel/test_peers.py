@@ -13,6 +13,7 @@ from deeplearn.parallel import frames, messages, wire
 
 KEY = b"of this connection"
 GO_ON = "; the same command on every process goes on from the last checkpoint"
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of `leave`
 WAIT = 60  # seconds, of which a test needs a few
 
 
@@ -172,6 +173,21 @@ def test_a_peer_that_does_not_read_blocks_no_heartbeat(pair):
     assert statuses.get(timeout=WAIT) == 2
     other.connection.close()
     sender.join(WAIT)
+
+
+def test_a_heartbeat_does_not_wait_for_full_buffers():
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        ends[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                ends[0].send(bytes(1000))
+        ends[0].setblocking(True)
+        channel = frames.Channel(ends[0], KEY, 0, 1)
+        thread = threading.Thread(target=frames.send_now, args=(channel, {"beat": []}), daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        assert not thread.is_alive() and channel.sent == 0
 
 
 def test_an_error_waits_for_what_may_be_its_cause(pair):

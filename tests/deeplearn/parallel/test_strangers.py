@@ -181,8 +181,19 @@ def test_many_strangers():
     """More than there is room for, all of which hold their connections open."""
     with listening(3) as (port, zero, pool), contextlib.ExitStack() as stack:
         strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
+        assert received(strangers[0]) == b"", "the oldest is closed when there is no more room"
         met(port, zero, pool, ranks=(2, 1))
         assert {received(stranger) for stranger in strangers} == {b""}
+
+
+@pytest.mark.parametrize("data", [frames.HEADER.pack(handshake.LIMIT + 1, bytes(32)), TLS, b"GET / HTTP/1.1\r\n" * 3])
+def test_a_great_length_ends_the_handshake(data):
+    """The rest is not waited for, nor read."""
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        ends[1].sendall(data)
+        with pytest.raises(frames.Malformed, match="a length of .* bytes, of at most 200"):
+            handshake.answer(ends[0], TOKEN.encode())
 
 
 def test_other_tokens_are_named():
