@@ -13,9 +13,10 @@ SHARE = 0.8  # of an accelerator's memory: the forecast does not know everything
 CPU_SHARE = 0.5  # of a machine's memory, which other programs need too
 # FLOPs of a run's step below which a CPU trains runs side by side. Time side by side / one after another, Adam, 24 runs
 # on two cores, one device a core, medians of 6 alternating pairs: 0.5 at 40 thousand FLOPs (sequence_rnn, 8 units), 0.7
-# at 0.1 million and 0.8 at 0.6 million (digits_mlp, 16 and 32 units), 1.1 at 2.1 million (sequence_rnn; 0.7 with 64
+# at 0.1 million and 0.8 at 0.6 million (digits_mlp, 16 and 32 units), 1.2 at 2.1 million (sequence_rnn; 0.7 with 64
 # runs), 0.6 at 9.4 million (digits_mlp; 1.9 with 16 runs, 4 pairs). With 8 or 16 runs, 3 pairs: 1.2 at 116 million, 1.6
-# at 441 million (digits_mlp, 512 and 1,024 units), 1.1 at 926 million (shakespeare_rnn), 1.2 at 1.2 billion (mnist_cnn).
+# at 441 million (digits_mlp, 512 and 1,024 units), 1.1 at 926 million (shakespeare_rnn), 1.2 at 1.2 billion
+# (mnist_cnn).
 FLOPS = 4e6
 
 
