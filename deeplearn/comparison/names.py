@@ -18,7 +18,7 @@ def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
     """The file of a run: hyperparameters and seed, of "tune" or "final".
 
     >>> path(Path("runs"), "adam(b1=0.8)", "tune", ({"learning_rate": 0.1}, 3)).as_posix()
-    'runs/adam-b1-0.8/tune-d63a75bb83-3.json'
+    'runs/adam-b1-0.8/tune-695828476d-3.json'
     """
     return directory / folder(optimizer) / f"{stem(optimizer, phase, run)}.json"
 
@@ -41,7 +41,7 @@ def folder(optimizer: str) -> str:
     names do not have.
 
     >>> folder("adam(b1=0.8)"), folder("adam-b1-0.8")
-    ('adam-b1-0.8', 'adam-b1-0.8@5b8e2a40c7d1f963')
+    ('adam-b1-0.8', 'adam-b1-0.8@511bd2aaffc84c44')
     """
     if _ORDINARY.fullmatch(optimizer) and len(optimizer) <= LONGEST:
         return re.sub(r"[^a-z0-9_.TF]", "-", optimizer).strip("-")
