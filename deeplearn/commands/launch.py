@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import sys
 
 from absl import flags
@@ -25,12 +26,12 @@ def run(module, argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # of the output, and not of a connection
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
-            return 141
-        raise
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):  # another connection's
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+        return 141
 
 
 def parse(argv: list[str]) -> None:

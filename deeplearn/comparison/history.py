@@ -20,6 +20,8 @@ from deeplearn.identity import source as sources
 from deeplearn.identity.origin import origin
 from deeplearn.training.manifest import STUDY, check_kind
 
+ACCEPTABLE = tuple(name for name in identity.SECTIONS if name != "config")  # runs with other configs do not compare
+
 
 class History(NamedTuple):
     """What study.json holds.
@@ -107,7 +109,7 @@ def extended(
         place |= {"modules": {name: str(path) for name, path in workload.source.modules.items()}}
         entry = {"id": identity.digest(now), **now, **place}
         if before:
-            accepted = identity.check(f"{workload.name} in {workdir}", before[-1], now, accept)
+            accepted = identity.check(f"{workload.name} in {workdir}", before[-1], now, accept, ACCEPTABLE)
             entry |= {"accepted": accepted} if accepted else {}
         if before and before[-1].get("id") == entry["id"]:
             before = before[:-1]

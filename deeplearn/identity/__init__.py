@@ -75,13 +75,20 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def check(place: Any, there: Mapping[str, Any], here: Mapping[str, Any], accept: Collection[str] = ()) -> list[str]:
+def check(
+    place: Any,
+    there: Mapping[str, Any],
+    here: Mapping[str, Any],
+    accept: Collection[str] = (),
+    acceptable: Collection[str] = SECTIONS,
+) -> list[str]:
     """The accepted differences between the identity of what lies in a directory and the present one.
 
     Args:
       place: the directory, for the message.
       there, here: the two identities.
       accept: sections that may differ.
+      acceptable: those that the user may accept.
 
     Raises:
       UserError: other sections differ; one line names each difference.
@@ -92,10 +99,10 @@ def check(place: Any, there: Mapping[str, Any], here: Mapping[str, Any], accept:
         old = fields(there["config"]) if "config" in refused else {}
         name = found["config"][0].split(" ", 1)[0].removeprefix("config.") if old else ""
         hint = f" (--config.{name}={old[name]})" if name in old else ""
-        raise UserError(
-            f"{place} was made with other {', '.join(refused)}: {', '.join(lines)}; choose another --workdir, put that "
-            f"back{hint}, or go on with it and record it: --accept={','.join([*accept, *refused])}"
-        )
+        remedy = f"choose another --workdir, or put that back{hint}"
+        if set(refused) <= set(acceptable):
+            remedy += f", or go on with it and record it: --accept={','.join([*accept, *refused])}"
+        raise UserError(f"{place} was made with other {', '.join(refused)}: {', '.join(lines)}; {remedy}")
     return [line for lines in found.values() for line in lines]
 
 

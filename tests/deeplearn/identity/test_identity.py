@@ -52,6 +52,9 @@ def test_all_of_them_in_one_line():
         identity.check("runs/a", HERE, other, ["data"])
     assert "other config, versions: config.seed is 0 there and 1 here, versions.jax is 1" in str(error.value)
     assert "--accept=data,config,versions" in str(error.value) and "data.train" not in str(error.value)
+    with pytest.raises(UserError) as error:
+        identity.check("runs/a", HERE, other, ["data"], acceptable=["data", "versions"])
+    assert "--accept" not in str(error.value) and "(--config.seed=0)" in str(error.value)
 
 
 def test_what_may_change():
