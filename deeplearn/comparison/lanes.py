@@ -170,7 +170,11 @@ def check_free(plan: Plan, free: int, stored: bool = False) -> None:
         return
     count = jax.device_count()
     fit = max(count, int(plan.lanes * free / plan.bytes) // count * count)
-    fewer = f"give --lanes={fit}{' with --replan, which changes the bits' * stored}, or " if fit < plan.lanes else ""
+    fewer = (
+        f"give --lanes={fit}{' with --accept=implementations, which changes the bits' * stored}, or "
+        if fit < plan.lanes
+        else ""
+    )
     raise UserError(
         f"{plan.lanes} runs in one program need {plan.bytes / 2**20:,.0f} MB of memory on a device, and"
         f" {free / 2**20:,.0f} MB are free; {fewer}free memory and run the same command again"

@@ -147,13 +147,14 @@ def check_entry(file: Path, entry: Entry, together: bool | None, lanes: int | No
     if entry.devices != count:
         raise UserError(
             f"{file} has a plan for {entry.devices} device{'s' * (entry.devices > 1)}, and there are {count} here, with"
-            f" which the runs get other bits; use {entry.devices}, or give --replan to plan the missing runs anew"
+            f" which the runs get other bits; use {entry.devices}, or plan the missing runs anew with"
+            " --accept=implementations"
         )
     if differs(entry, together, lanes):
         wanted = [HOW[together]] * (together is not None) + [f"{lanes} lanes"] * (lanes is not None)
         raise UserError(
             f"{file} plans the missing runs with {entry}, and {', '.join(wanted)} would give other bits; leave"
-            " that choice out, or give --replan to plan the missing runs anew"
+            " that choice out, or plan the missing runs anew with --accept=implementations"
         )
 
 
@@ -177,7 +178,7 @@ def check_orphans(file: Path, entry: Entry, optimizer: str, phase: str, digests:
     if set(digests) - {digest(entry, optimizer, phase)}:
         raise UserError(
             f"{file} lacks the plan of finished runs, and a new plan ({entry}) is not theirs; restore the file, choose"
-            " another --workdir, or give --replan to plan the missing runs anew"
+            " another --workdir, or plan the missing runs anew with --accept=implementations"
         )
 
 

@@ -138,4 +138,8 @@ def test_plans_that_cannot_be_kept(tmp_path, entry, together, lanes, said):
         return
     with pytest.raises(UserError, match=said) as raised:
         plans.check_entry(tmp_path / "plan.json", entry, together, lanes)
-    assert "\n" not in str(raised.value) and "plan.json" in str(raised.value) and "--replan" in str(raised.value)
+    assert (
+        "\n" not in str(raised.value)
+        and "plan.json" in str(raised.value)
+        and "--accept=implementations" in str(raised.value)
+    )

@@ -138,7 +138,7 @@ def test_slices_alone_have_the_bits_of_the_whole_sweep():
     "stored, remedy",
     [
         (False, "; give --lanes=8, or free memory and run the same command again"),
-        (True, "; give --lanes=8 with --replan, which changes the bits, or free memory"),
+        (True, "; give --lanes=8 with --accept=implementations, which changes the bits, or free memory"),
     ],
 )
 def test_memory_that_others_use_changes_no_plan(monkeypatch, stored, remedy):
