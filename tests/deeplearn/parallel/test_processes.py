@@ -265,6 +265,37 @@ def test_another_config_and_file_on_one_process(start, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+OTHER_DATA = """
+import os
+
+from deeplearn import experiment
+from deeplearn.data.sources import Arrays
+
+DIGITS = experiment.load("digits_mlp")
+get_config = DIGITS.get_config
+
+
+def build(config):
+    wired = DIGITS.build(config)
+    arrays = dict(wired.data.train.arrays)
+    arrays["image"] = arrays["image"].copy()
+    arrays["image"][-1, 0, 0, 0] = int(os.environ["RANK_IN_TEST"])
+    return wired._replace(data=wired.data._replace(train=Arrays(arrays)))
+"""
+
+
+def test_other_data_on_one_process(start, tmp_path):
+    """One pixel of one example differs: nothing is trained."""
+    (tmp_path / "other.py").write_text(OTHER_DATA)
+    done = finished(start(2, "train", "--config=other.py", "--workdir=run"))
+    assert [status for status, *_ in done] == [2, 2]
+    for _, _, err in done:
+        (line,) = said(err)
+        assert "process 1 was not started as process 0 was: data.train is 1293 examples, " in line
+        assert line.endswith("; give all processes the same files, data and machines")
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
 def test_a_workdir_that_is_not_shared(start, tmp_path):
     """Of one name, on two machines' disks: nothing is trained there. The token is in the environment of both."""
     (tmp_path / "other").mkdir()
