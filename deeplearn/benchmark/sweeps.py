@@ -23,8 +23,8 @@ class Figures(NamedTuple):
     Fields:
       command: `compare`, from its start to its end, nothing in the persistent cache.
       processes: 64 commands `train`, two at a time on two cores, their programs in the cache; from MEASURED.
-      sweep_compile, sweep: within a process, nothing in the cache: the compilation of a sweep, and the
-        rest of it, training and evaluation.
+      sweep_compile, sweep: within a process, nothing in the cache: the compilation of a sweep, and the rest of it,
+        training and evaluation.
       loop_compile, loop: the same of a Python loop over runs and steps that calls one compiled step; from MEASURED.
       lane_bytes: what the sweep's program takes for a lane more.
     """
