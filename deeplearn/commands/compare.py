@@ -185,7 +185,7 @@ def main() -> int:
             source.keep(workload.source, workdir)
         history.write(workdir, stored)
         path = STUDY.value or str(declared.workloads[0].source.experiment)
-        launched = manifest.claim_study(workdir, study.as_json(declared), path, runs.command())
+        launched = manifest.write_study(workdir, study.as_json(declared), path, runs.command())
         outcomes, works = [], []
         for workload in declared.workloads:
             if len(declared.workloads) > 1:

@@ -11,6 +11,7 @@ Of several processes each gets the same command; those of Cloud TPU, SLURM and K
 import contextlib
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -73,15 +74,26 @@ def run(source, config, workdir: Path) -> None:
     with manifest.lock(workdir) if main else contextlib.nullcontext():
         if main:
             accept = accepting.sections()
-            manifest.claim(workdir, identified, config.to_dict(), source, runs.command(), accept)
+            admitted = manifest.admit(workdir, identified, config.to_dict(), source, runs.command(), accept)
+            if not manifest.exists(workdir):
+                manifest.write(workdir, admitted, source)
         cluster.check_shared(workdir)
-        train(experiment, workdir, identity.digest(identified))
+
+        def record():
+            if main:
+                manifest.write(workdir, admitted, source)
+
+        train(experiment, workdir, identity.digest(identified), record)
 
 
-def train(experiment, workdir: Path, identity: str) -> None:
+def train(experiment, workdir: Path, identity: str, record: Callable[[], None]) -> None:
     """Run the experiment in its workdir, say how it went, and draw the pictures.
 
-    identity: the hash that its checkpoints carry.
+    Args:
+      experiment: the Experiment.
+      workdir: its directory, held by `manifest.lock`.
+      identity: the hash that its checkpoints carry.
+      record: called once the run's checkpoint is restored: a checkpoint of another model is refused before that.
     """
     from deeplearn import files
     from deeplearn.parallel import processes
@@ -98,6 +110,7 @@ def train(experiment, workdir: Path, identity: str) -> None:
         manager = checkpoints.open(workdir / "checkpoints", mode="max", identity=identity, accepted=ids)
         stack.callback(checkpoints.close, manager)
         restored = checkpoints.restore_latest(manager, compiled.abstract)
+        record()
         state, progress = compiled.init(), loop.Progress()
         if restored:
             state, progress = restored.state, loop.Progress(**restored.metadata)

@@ -26,7 +26,7 @@ LOCK = ".lock"
 USES = {"run": "`deeplearn evaluate` and `train` use a run", "study": "`deeplearn compare` and `report` use a study"}
 
 
-def claim(
+def admit(
     workdir: str | os.PathLike,
     identified: identity.Identity,
     config: Mapping[str, Any],
@@ -34,7 +34,7 @@ def claim(
     command: Sequence[str],
     accept: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Record a start of the run that `workdir` holds, or begin a run there; to be called within `lock`.
+    """The manifest after a start of a run in `workdir`, if it may start there; `write` records it. Needs the `lock`.
 
         kind                    "run"
         id                      the hash of the identity, which is in every checkpoint
@@ -56,11 +56,8 @@ def claim(
       command: the command line.
       accept: sections of the identity that may differ from those of the last start.
 
-    Returns:
-      The manifest.
-
     Raises:
-      UserError: the directory holds something else, or cannot be written; nothing was changed.
+      UserError: the directory holds something else.
     """
     check_kind(workdir, "run")
     launch = {**started(command), "id": identity.digest(identified)}
@@ -79,19 +76,28 @@ def claim(
         if there["config"] != identified["config"]:
             changed["config"] = identified["config"]
         launch |= {"accepted": accepted} if accepted else {}
-        launch |= {"changed": changed, **place} if changed else {}
+        launch |= {"changed": changed} if changed else {}
+        launch |= place if source_of(manifest)[:2] != source[:2] else {}
         manifest["resumed"].append(launch)
     else:
         _check_checkpoints(workdir, launch["id"])
         config = json.loads(json.dumps(config))
         manifest = {"kind": "run", **launch, "config": config, "identity": rest, **place, "seed": config.get("seed")}
         manifest |= {"resumed": []}
-    sources.keep(source, workdir)
-    files.write_json(locate(workdir) / MANIFEST, manifest)
     return manifest
 
 
-def claim_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str, command: Sequence[str]) -> dict:
+def write(workdir: str | os.PathLike, manifest: Mapping[str, Any], source: sources.Source) -> None:
+    """Keep a manifest from `admit`, and a copy of the source files.
+
+    Raises:
+      UserError: they cannot be written; the manifest is as it was.
+    """
+    sources.keep(source, workdir)
+    files.write_json(locate(workdir) / MANIFEST, manifest)
+
+
+def write_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str, command: Sequence[str]) -> dict:
     """Record a start of the study in `workdir`: kind, the study, the file that declares it, and how it was started."""
     launch = started(command)
     if exists(workdir):

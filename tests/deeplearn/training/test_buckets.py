@@ -181,7 +181,10 @@ def test_the_manifest(root, workdir, tmp_path):
     def claim(seed):
         config = {"seed": seed}
         with manifest.lock(workdir):
-            return manifest.claim(workdir, {"config": config, "source": sources.digests(source)}, config, source, [])
+            identified = {"config": config, "source": sources.digests(source)}
+            admitted = manifest.admit(workdir, identified, config, source, [])
+            manifest.write(workdir, admitted, source)
+            return admitted
 
     first = claim(3)
     assert {**claim(3), "resumed": []} == first and len(manifest.read(workdir)["resumed"]) == 1

@@ -42,7 +42,9 @@ def claim(tmp_path, source):
         config = {**CONFIG, **dict(config)}
         identified = {"config": {name: value for name, value in config.items() if name != "mesh"}, **REST, **sections}
         identified = json.loads(json.dumps(identified))
-        return manifest.claim(tmp_path, identified, config, source, command, accept)
+        admitted = manifest.admit(tmp_path, identified, config, source, command, accept)
+        manifest.write(tmp_path, admitted, source)
+        return admitted
 
     return claim
 
@@ -100,6 +102,15 @@ def test_another_identity_is_refused_or_accepted_and_recorded(tmp_path, claim, c
         claim()
 
 
+def test_a_source_that_moved_is_found_where_it_is(tmp_path, claim, source):
+    written = claim()
+    moved = source._replace(experiment=source.experiment.rename(tmp_path / "mine.py"))
+    identified = manifest.current(written)
+    admitted = manifest.admit(tmp_path, identified, written["config"], moved, [])
+    assert manifest.source_of(written) == source and manifest.source_of(admitted) == moved
+    assert "changed" not in admitted["resumed"][0] and manifest.read(tmp_path) == written
+
+
 def test_of_an_old_directory_only_the_config_is_compared(tmp_path, claim, caplog):
     old = {"config": {**CONFIG, "shape": [28, 28]}, "experiment": "x.py", "seed": 3, "command": "c", "resumed": []}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
@@ -116,7 +127,7 @@ def test_a_directory_knows_what_it_holds(tmp_path, claim):
     assert manifest.kind(tmp_path) is None
     claim()
     assert manifest.kind(tmp_path) == "run"
-    for attempt in (lambda: manifest.read(tmp_path, "study"), lambda: manifest.claim_study(tmp_path, {}, "s.py", [])):
+    for attempt in (lambda: manifest.read(tmp_path, "study"), lambda: manifest.write_study(tmp_path, {}, "s.py", [])):
         with pytest.raises(UserError, match="holds a run, not a study; `deeplearn evaluate`"):
             attempt()
 
