@@ -11,7 +11,6 @@ LONGEST = 120  # characters of a name that is kept as it is; file systems allow 
 # name(key=value,key=value): of these `folder` could be inverted, which the order of the letters and digits shows.
 _VALUE = r"-?[0-9][0-9.]*(e-?[0-9]+)?|True|False"
 _ORDINARY = re.compile(rf"[a-z][a-z0-9_]*(\([a-z][a-z0-9_]*=({_VALUE})(, ?[a-z][a-z0-9_]*=({_VALUE}))*\))?")
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
@@ -46,15 +45,6 @@ def folder(optimizer: str) -> str:
     if _ORDINARY.fullmatch(optimizer) and len(optimizer) <= LONGEST:
         return re.sub(r"[^a-z0-9_.TF]", "-", optimizer).strip("-")
     return _hashed(optimizer)
-
-
-def workload_folder(name: str) -> str:
-    """The name of a workload's directory: its own name if that is a plain file name, otherwise as `folder`.
-
-    >>> workload_folder("mnist-small"), workload_folder("../mnist").partition("@")[0]
-    ('mnist-small', 'mnist')
-    """
-    return name if _PLAIN.fullmatch(name) and len(name) <= LONGEST else _hashed(name)
 
 
 def _hashed(text: str) -> str:

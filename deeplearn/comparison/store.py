@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from deeplearn.comparison import checked, plans
-from deeplearn.comparison.names import Run, folder, identity, path, workload_folder
+from deeplearn.comparison.names import Run, folder, identity, path
 from deeplearn.comparison.sweep import Sweep, distinct
 from deeplearn.errors import UserError
 
-__all__ = ["Run", "folder", "identity", "missing", "path", "read", "records", "stack", "workload_folder", "write"]
+__all__ = ["Run", "folder", "identity", "missing", "path", "read", "records", "stack", "write"]
 
 
 def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> list[Run]:

@@ -150,14 +150,14 @@ def test_a_study_is_a_file_and_a_directory(run, tmp_path):
     file.write_text(STUDY)
     status, out, err = run("compare", "--study=mine.py", "--workloads=short", "--optimizers=adam", "--workdir=run")
     assert status == 0 and "short: 1 optimizers x 2 points x 1 seeds" in out, err
-    records = {path: path.read_bytes() for path in (tmp_path / "run" / "runs").rglob("*.json")}
+    records = {path: path.read_bytes() for path in (tmp_path / "run" / "runs").rglob("*-*-*.json")}
     assert len(records) == 2
     file.write_text(STUDY.replace("(0.001, 0.01)", "(0.001, 0.1)"))
     status, _, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
     assert status == 2 and "spaces.adam.learning_rate is [0.001, 0.01] there and [0.001, 0.1] here" in err
     file.write_text(STUDY.replace("1.0", "2.0"))
     status, _, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
-    assert status == 2 and "workloads.short.epochs is 1.0 there and 2.0 here" in err and "Traceback" not in err
+    assert status == 2 and "config.epochs is 1.0 there and 2.0 here" in err and "Traceback" not in err
     file.write_text(STUDY)
     status, out, err = run("compare", "--study=mine.py", "--workloads=short", "--workdir=run")
     assert status == 0 and "adam           all runs are there already" in out and "| momentum |" in out, err
@@ -167,7 +167,7 @@ def test_a_study_is_a_file_and_a_directory(run, tmp_path):
 def test_a_corrupt_record_is_named(run, tmp_path):
     flags = ("--optimizers=adam", "--learning_rates=2", "--seeds=1", "--reruns=0")
     assert run("compare", *FIELDS, *flags)[0] == 0
-    first, second = sorted((tmp_path / "run" / "runs").rglob("*.json"))
+    first, second = sorted((tmp_path / "run" / "runs").rglob("*-*-*.json"))
     whole = second.read_bytes()
     first.write_text(first.read_text()[:-20])
     for command in (("compare", *FIELDS, *flags), ("report", "--workdir=run")):
