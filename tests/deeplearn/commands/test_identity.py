@@ -128,6 +128,8 @@ def test_a_directory_knows_what_it_holds(run, tmp_path):
     for flags in (("--config=digits_mlp",), ("--resume",), ("--workloads=digits_mlp",)):
         refused(run("compare", *flags, "--workdir=r", *COMPARE), "r holds a run, not a study")
     refused(run("report", "--workdir=r"), "r holds a run, not a study")
+    wider = ("--config.epochs=1", "--config.features=(7,)", "--accept=config")  # accepted, and fits no checkpoint
+    refused(run("train", "--config=digits_mlp", "--workdir=r", *wider), "is of another model: ")
     assert contents(tmp_path / "r") == before
     assert run("compare", "--config=digits_mlp", "--config.epochs=1", "--workdir=s", *COMPARE)[0] == 0
     before = contents(tmp_path / "s")
