@@ -2,8 +2,8 @@
 
 the fields of deeplearn.comparison.study.Study, as they are now
 identities     {workload: [identity, ...]}: what the workload's runs were made with, the last one now; each with its
-               "id", which is in the runs' records, "experiment" and "modules", where its files were, and "accepted",
-               the differences from the one before that were accepted
+               "id", which is in the runs' records, "experiment", "modules" and "libraries", see
+               deeplearn.identity.source, and "accepted", the differences from the one before that were accepted
 searched       {optimizer: its search space}, also of optimizers that are no longer compared
 """
 
@@ -75,10 +75,7 @@ def ids(history: History, workload: str) -> set[str | None]:
 def source_of(workdir: Path, history: History, workload: str, accept: Collection[str], execute_copy: bool):
     """The Source to execute for a workload of the study; see deeplearn.identity.origin."""
     entry = history.identities[workload][-1]
-    recorded = sources.Source(
-        Path(entry["experiment"]), {name: Path(path) for name, path in entry.get("modules", {}).items()}
-    )
-    return origin(workdir, recorded, entry.get("source"), accept, execute_copy)
+    return origin(workdir, sources.from_json(entry), entry.get("source"), accept, execute_copy)
 
 
 def extended(
@@ -105,9 +102,7 @@ def extended(
     kept = dict(history.identities)
     for workload in study.workloads:
         now, before = identities[workload.name], kept.get(workload.name, [])
-        place = {"experiment": str(workload.source.experiment)}
-        place |= {"modules": {name: str(path) for name, path in workload.source.modules.items()}}
-        entry = {"id": identity.digest(now), **now, **place}
+        entry = {"id": identity.digest(now), **now, **sources.as_json(workload.source)}
         if before:
             accepted = identity.check(f"{workload.name} in {workdir}", before[-1], now, accept, ACCEPTABLE)
             entry |= {"accepted": accepted} if accepted else {}

@@ -31,11 +31,17 @@ def origin(
     Raises:
       UserError: the files changed or are gone.
     """
+    inside = _inside(recorded, workdir)
     if digests is None:
         if not recorded.experiment.is_file():
             raise UserError(
                 f"{workdir} was made from {recorded.experiment}, which is not there, and has no copy of it; put the "
                 "file back"
+            )
+        if inside and not execute_copy:
+            raise UserError(
+                f"{recorded.experiment} lies in {workdir} itself, and may be somebody else's code; --execute_copy "
+                "executes it, if you trust that directory"
             )
         return sources.collect(recorded.experiment)
     if execute_copy:
@@ -45,10 +51,9 @@ def origin(
         home / recorded.experiment.name, {name: home.parent / name for name in recorded.modules}, recorded.libraries
     )
     for candidate in (recorded, built_in):
-        files = (candidate.experiment, *candidate.modules.values())
-        if not any(_inside(file, workdir) for file in files) and not sources.differing(candidate, digests):
-            return candidate
-    if "source" in accept and recorded.experiment.is_file():
+        if not _inside(candidate, workdir) and not sources.differing(candidate, digests):
+            return sources.read(candidate)
+    if "source" in accept and recorded.experiment.is_file() and not inside:
         return sources.collect(recorded.experiment)
     changed = ", ".join(sources.differing(recorded, digests)) or "it"
     raise UserError(
@@ -58,5 +63,7 @@ def origin(
     )
 
 
-def _inside(file: Path, workdir) -> bool:
-    return file.resolve().is_relative_to(Path(workdir).resolve())
+def _inside(source: sources.Source, workdir) -> bool:
+    """Whether a file of the source lies in `workdir`; in a bucket none is executed where it lies."""
+    files = (source.experiment, *source.modules.values())
+    return any(file.resolve().is_relative_to(Path(workdir).resolve()) for file in files)

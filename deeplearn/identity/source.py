@@ -2,22 +2,24 @@
 
 An experiment is one file, and the modules that it imports from outside the installed packages. The imports are read
 from the syntax tree, so that nothing is executed to find them; a module that is imported by a computed name is missed.
+
+Each file is read once. What is digested, copied and executed are the same bytes, also if the file changes while a run
+starts or a study trains.
 """
 
 import ast
 import hashlib
-import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deeplearn.errors import UserError
-from deeplearn.files import in_bucket, locate, replacing, writing
+from deeplearn.files import locate, replacing, writing
+from deeplearn.identity import imports
 
 FOLDER = "source"
 LIBRARY = ("deeplearn", "kernels")  # their code is part of the versions
@@ -32,40 +34,71 @@ class Source(NamedTuple):
       modules: those that it imports, directly or not, by their path below the folder that they are imported from, such
         as {"experiments/_gpt.py": Path("/home/me/deeplearn/experiments/_gpt.py")}.
       libraries: the installed packages that these files import, by the name of the import.
+      contents: what these files contained when they were read; empty if they were not read yet.
     """
 
     experiment: Path
     modules: Mapping[str, Path] = {}
     libraries: tuple[str, ...] = ()
+    contents: Mapping[Path, bytes] = {}
 
 
 def collect(experiment: Path) -> Source:
     """The Source of an experiment file, its imports resolved as this process would import them."""
-    modules, libraries, waiting = {}, set(), [(experiment, "")]
+    experiment = experiment.absolute()
+    modules, libraries, contents, waiting = {}, set(), {}, [(experiment, "")]
     while waiting:
         file, package = waiting.pop()
-        for name in _imports(file, package):
+        contents[file] = _read(file)
+        for name in _imports(file, contents[file], package):
             top = name.partition(".")[0]
             if top in LIBRARY or top in sys.stdlib_module_names:
                 continue
             for spec in _specs(name):
                 if not spec.origin or not spec.has_location:
                     continue  # a namespace package, or a module built into Python
-                path = Path(spec.origin)
+                path = Path(spec.origin).absolute()
                 if top != "experiments" and set(INSTALLED) & set(path.parts):
                     libraries.add(top)
                 elif path.suffix == ".py":
                     relative = _relative(spec)
                     if relative not in modules:
-                        modules[relative] = path.absolute()
+                        modules[relative] = path
                         waiting.append((path, spec.name if spec.submodule_search_locations else spec.parent))
-    return Source(experiment.absolute(), dict(sorted(modules.items())), tuple(sorted(libraries)))
+    return Source(experiment, dict(sorted(modules.items())), tuple(sorted(libraries)), contents)
+
+
+def read(source: Source) -> Source:
+    """The same with the contents of its files, which are read now unless they were read before.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    if source.contents:
+        return source
+    return source._replace(contents={path: _read(path) for path in (source.experiment, *source.modules.values())})
+
+
+def as_json(source: Source) -> dict[str, Any]:
+    """Where the files are and which packages they import, for a manifest; `from_json` reads it."""
+    return {
+        "experiment": str(source.experiment),
+        "modules": {name: str(path) for name, path in source.modules.items()},
+        "libraries": list(source.libraries),
+    }
+
+
+def from_json(fields: Mapping[str, Any]) -> Source:
+    """The Source that `as_json` wrote, not yet read; manifests of older versions have "experiment" alone."""
+    modules = {name: Path(path) for name, path in fields.get("modules", {}).items()}
+    return Source(Path(fields["experiment"]), modules, tuple(fields.get("libraries", ())))
 
 
 def digests(source: Source) -> dict[str, str]:
     """The first 16 hexadecimal digits of each file's SHA-256: of the experiment, and of its modules by their path."""
     named = {"experiment": source.experiment, **source.modules}
-    return {name: hashlib.sha256(_read(path)).hexdigest()[:16] for name, path in named.items()}
+    contents = read(source).contents
+    return {name: hashlib.sha256(contents[path]).hexdigest()[:16] for name, path in named.items()}
 
 
 def folder(digests: Mapping[str, str]) -> str:
@@ -80,13 +113,14 @@ def keep(source: Source, workdir: str | os.PathLike) -> None:
     Raises:
       UserError: a file cannot be written.
     """
+    source = read(source)
     place = locate(workdir) / folder(digests(source))
     for path, copy in zip((source.experiment, *source.modules.values()), _copies(source, place), strict=True):
         if not copy.exists():
             with writing(copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
             with replacing(copy) as temporary:
-                temporary.write_bytes(_read(path))
+                temporary.write_bytes(source.contents[path])
 
 
 def stored(source: Source, digests: Mapping[str, str], workdir: str | os.PathLike) -> Source:
@@ -100,57 +134,37 @@ def stored(source: Source, digests: Mapping[str, str], workdir: str | os.PathLik
     copy = Source(experiment, dict(zip(source.modules, modules, strict=True)), source.libraries)
     if changed := differing(copy, digests):
         raise UserError(f"{place} is not what the run was made with: {', '.join(changed)} is missing or was changed")
-    if in_bucket(workdir):  # Python imports files only
-        local = Path(tempfile.mkdtemp())
-        keep(copy, local)
-        return stored(source, digests, local)
-    return copy
+    return read(copy)
 
 
 def differing(source: Source, expected: Mapping[str, str]) -> list[str]:
-    """The names of the files that are missing or do not have the expected digest."""
+    """The names of the files that now are missing or do not have the expected digest."""
     named = {"experiment": source.experiment, **source.modules}
     actual = {name: digests(Source(path))["experiment"] for name, path in named.items() if path.is_file()}
     return [name for name in {**expected, **named} if actual.get(name) != expected.get(name)]
 
 
 def execute(source: Source) -> ModuleType:
-    """The module of the experiment file; its imports get the files of `source.modules`, wherever Python would look.
+    """The module of the experiment file; its imports get the modules of the source, wherever Python would look.
 
     Raises:
       UserError: the file or one that it imports cannot be read.
     """
-    for relative, path in source.modules.items():
-        name = ".".join(PurePosixPath(relative).with_suffix("").parts).removesuffix(".__init__")
-        if getattr(sys.modules.get(name), "__file__", str(path)) != str(path):
-            _forget(name)
-        spec = next((spec for spec in _specs(name) if spec.name == name), None)
-        if spec is None or spec.origin != str(path):
-            sys.path.insert(0, str(path)[: -len(relative) - 1])
-            importlib.invalidate_caches()
+    source = read(source)
+    imports.provide({name: (str(path), source.contents[path]) for name, path in source.modules.items()})
     name = f"{source.experiment.parent.name}.{source.experiment.stem}"
     module = ModuleType(name)
     module.__file__ = str(source.experiment)
-    code = compile(_read(source.experiment), source.experiment, "exec")  # the bytes of now, not a cached compilation
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is written beside a run's copy
+    code = compile(source.contents[source.experiment], source.experiment, "exec")
     other, sys.modules[name] = sys.modules.get(name), module  # where its classes look for it while they are made
     try:
         exec(code, module.__dict__)
     finally:
-        sys.dont_write_bytecode = before
         if other is None:
             del sys.modules[name]
         else:
             sys.modules[name] = other
     return module
-
-
-def _forget(name: str) -> None:
-    """Have the next import of a module look for its file."""
-    del sys.modules[name]
-    package, _, last = name.rpartition(".")
-    if package in sys.modules and hasattr(sys.modules[package], last):
-        delattr(sys.modules[package], last)
 
 
 def _copies(source: Source, place: Path) -> list[Path]:
@@ -164,10 +178,10 @@ def _read(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _imports(file: Path, package: str) -> Iterator[str]:
+def _imports(file: Path, content: bytes, package: str) -> Iterator[str]:
     """The absolute names that the imports of a file may mean; `from a import b` means a, and perhaps a module a.b."""
     try:
-        tree = ast.parse(_read(file), str(file))
+        tree = ast.parse(content, str(file))
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{file} is not Python: {error}") from error
     for node in ast.walk(tree):
@@ -187,7 +201,7 @@ def _specs(name: str) -> Iterator[ModuleSpec]:
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         full = ".".join(parts[:end])
-        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec") and finder is not imports.FINDER)
         spec = next((spec for finder in finders if (spec := finder.find_spec(full, path, None))), None)
         if spec is None:
             return

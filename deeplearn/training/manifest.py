@@ -41,6 +41,7 @@ def admit(
         config                  with the mesh
         identity                source, data, versions, implementations; see deeplearn.identity
         experiment, modules     where the source files were; a copy is in `source`
+        libraries               the installed packages that these files import
         seed                    the config's
         command                 the command line, quoted for a shell
         git                     {"commit": ..., "dirty": ...} of the library's code, None outside git
@@ -61,10 +62,7 @@ def admit(
     """
     check_kind(workdir, "run")
     launch = {**started(command), "id": identity.digest(identified)}
-    place = {
-        "experiment": str(source.experiment),
-        "modules": {name: str(path) for name, path in source.modules.items()},
-    }
+    place = sources.as_json(source)
     rest = {name: section for name, section in identified.items() if name != "config"}
     if exists(workdir):
         manifest = read(workdir, "run")
@@ -131,13 +129,14 @@ def kind(workdir: str | os.PathLike) -> str | None:
       UserError: a file that would tell cannot be read.
     """
     place = locate(workdir)
-    if (place / MANIFEST).is_file():
+    try:
         manifest = files.read_json(place / MANIFEST)
-        config, said = manifest.get("config"), manifest.get("kind")
-        if said not in (None, *USES) or not isinstance(config, dict):
-            raise UserError(f"{place / MANIFEST} is damaged (it says neither run nor study); restore it from a copy")
-        return said or ("study" if "workloads" in config else "run")  # before manifests had a kind
-    return "study" if (place / STUDY).is_file() else None
+    except (FileNotFoundError, NotADirectoryError):
+        return "study" if (place / STUDY).is_file() else None
+    config, said = manifest.get("config"), manifest.get("kind")
+    if said not in (None, *USES) or not isinstance(config, dict):
+        raise UserError(f"{place / MANIFEST} is damaged (it says neither run nor study); restore it from a copy")
+    return said or ("study" if "workloads" in config else "run")  # before manifests had a kind
 
 
 def check_kind(workdir: str | os.PathLike, expected: str) -> None:
@@ -181,16 +180,15 @@ def _misshapen(launch: Mapping[str, Any]) -> list[str]:
     """The fields of a manifest, or of a later start in it, that are not of their form."""
     forms = {
         "config": dict, "experiment": str, "modules": dict, "identity": dict, "changed": dict, "accepted": list,
-        "resumed": list, "id": str, "command": str,
+        "resumed": list, "id": str, "command": str, "libraries": list,
     }  # fmt: skip
     wrong = [name for name, form in forms.items() if not isinstance(launch.get(name, form()), form)]
     if wrong:
         return wrong
     sections = [*launch.get("identity", {}).values(), *launch.get("changed", {}).values()]
-    paths = launch.get("modules", {}).values()
-    return ["identity"] * (not all(isinstance(section, dict) for section in sections)) + ["modules"] * (
-        not all(isinstance(path, str) for path in paths)
-    )
+    texts = {"modules": launch.get("modules", {}).values(), "libraries": launch.get("libraries", ())}
+    wrong = ["identity"] * (not all(isinstance(section, dict) for section in sections))
+    return wrong + [name for name, values in texts.items() if not all(isinstance(value, str) for value in values)]
 
 
 def current(manifest: Mapping[str, Any]) -> identity.Identity:
@@ -207,9 +205,7 @@ def current(manifest: Mapping[str, Any]) -> identity.Identity:
 
 def source_of(manifest: Mapping[str, Any]) -> sources.Source:
     """Where the source files were at the last start."""
-    last = next((launch for launch in reversed(manifest["resumed"]) if "experiment" in launch), manifest)
-    modules = {name: pathlib.Path(path) for name, path in last.get("modules", {}).items()}
-    return sources.Source(pathlib.Path(last["experiment"]), modules)
+    return sources.from_json(next((each for each in reversed(manifest["resumed"]) if "experiment" in each), manifest))
 
 
 def ids(manifest: Mapping[str, Any]) -> set[str | None]:

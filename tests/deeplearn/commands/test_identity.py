@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 DIGITS = """
+import ml_collections  # an installed package beside those that every identity has: its version belongs to it too
 from deeplearn.config import base_config
 from deeplearn.data import augment, datasets
 from deeplearn.experiment import wire

@@ -66,7 +66,7 @@ def test_a_change_of_any_file_shows(project, changed):
     assert sources.differing(source, before) == []
     (project / "mine" / changed).write_text("# changed")
     name = "experiment" if changed == "main.py" else f"mine/{changed}"
-    assert sources.digests(source) != before and sources.differing(source, before) == [name]
+    assert sources.digests(sources.collect(source.experiment)) != before and sources.differing(source, before) == [name]
     (project / "mine" / changed).unlink()
     assert sources.differing(source, before) == [name]
 
@@ -91,7 +91,33 @@ def test_imports_are_the_files_of_the_source(project, tmp_path):
     sources.keep(source, tmp_path)
     (project / "mine" / "deep.py").write_text("DEEP = 20")
     assert sources.execute(sources.stored(source, digests, tmp_path)).get_config() == 11
-    assert sources.execute(source).get_config() == 21
+    assert sources.execute(sources.collect(source.experiment)).get_config() == 21
+
+
+@pytest.mark.parametrize("executed_before", [False, True])
+@pytest.mark.parametrize("changed", ["main.py", "parts/more.py", "lazy.py"])
+def test_what_is_executed_and_copied_is_what_was_digested(project, tmp_path, changed, executed_before):
+    """A file that changes while a run starts, or while a study trains, changes nothing."""
+    if executed_before:
+        sources.execute(sources.collect(project / "mine" / "main.py"))
+    source = sources.collect(project / "mine" / "main.py")
+    before = sources.digests(source)
+    (project / "mine" / changed).write_text("MORE = LAZY = 1000\ndef get_config(): pass")
+    module = sources.execute(source)
+    assert (module.get_config(), module.build(None), sources.digests(source)) == (11, 100, before)
+    sources.keep(source, tmp_path / "run")
+    assert sources.digests(sources.stored(source, before, tmp_path / "run")) == before
+
+
+def test_a_module_is_executed_again_if_one_that_it_imports_changed(project):
+    assert sources.execute(sources.collect(project / "mine" / "main.py")).get_config() == 11
+    (project / "mine" / "parts" / "more.py").write_text("MORE = 2")  # width.py, which imports it, is as it was
+    assert sources.execute(sources.collect(project / "mine" / "main.py")).get_config() == 12
+
+
+def test_a_manifest_holds_all_of_a_source(project):
+    source = sources.collect(project / "mine" / "main.py")
+    assert sources.read(sources.from_json(sources.as_json(source))) == source
 
 
 def test_a_copy_that_was_changed_is_refused(project, tmp_path):
@@ -139,6 +165,14 @@ class TestOrigin:
         with pytest.raises(UserError, match="if you trust that directory"):
             origin(workdir, copy, digests)
 
+    def test_nor_one_whose_digests_are_unknown_or_are_to_be_accepted(self, tmp_path):
+        file = tmp_path / "experiment.py"
+        file.write_text("")
+        for digests, accept in ((None, ()), ({"experiment": "0123456789abcdef"}, ["source"])):
+            with pytest.raises(UserError, match="--execute_copy executes .*if you trust that directory"):
+                origin(tmp_path, sources.Source(file), digests, accept)
+        assert origin(tmp_path, sources.Source(file), None, execute_copy=True).experiment == file
+
     def test_a_built_in_experiment_is_found_in_another_checkout(self, tmp_path):
         source = sources.collect(experiment.find("cifar10_cnn"))
         moved = sources.Source(tmp_path / "cifar10_cnn.py", {name: tmp_path / name for name in source.modules})
@@ -150,8 +184,8 @@ class TestOrigin:
             origin(tmp_path, sources.Source(tmp_path / "digits_mlp.py"), {"experiment": "0123456789abcdef"})
 
     def test_of_an_old_directory_the_path_decides(self, tmp_path):
-        file = tmp_path / "digits_mlp.py"
+        file, workdir = tmp_path / "digits_mlp.py", tmp_path / "run"
         with pytest.raises(UserError, match="which is not there, and has no copy"):
-            origin(tmp_path, sources.Source(file), None)
+            origin(workdir, sources.Source(file), None)
         file.write_text("")
-        assert origin(tmp_path, sources.Source(file), None).experiment == file
+        assert origin(workdir, sources.Source(file), None).experiment == file
