@@ -55,10 +55,12 @@ flags.adopt_module_key_flags(accepting)
 
 def declared() -> dict[str, Any]:
     """The fields of the study that the flags name, before they change it."""
+    from deeplearn import files
     from deeplearn.commands import runs
     from deeplearn.comparison import history, study
     from deeplearn.errors import UserError, unknown
 
+    workdir = files.locate(WORKDIR.value)
     ways = {"--config": CONFIG.value, "--study": STUDY.value, "--resume": RESUME.value}
     given = [way for way, value in ways.items() if value]
     if len(given) > 1 or not given and not WORKLOADS.value or WORKLOADS.value and CONFIG.value:
@@ -70,7 +72,7 @@ def declared() -> dict[str, Any]:
         return {"workloads": WORKLOADS.value}
     fields = dict(study.load(STUDY.value) if STUDY.value else {})
     if RESUME.value:
-        stored = history.existing(Path(WORKDIR.value))
+        stored = history.existing(workdir)
         fields = {**stored.study, "workloads": dict(stored.study["workloads"])}
     if WORKLOADS.value:
         for name in WORKLOADS.value:
@@ -79,7 +81,7 @@ def declared() -> dict[str, Any]:
         fields["workloads"] = {name: fields["workloads"][name] for name in WORKLOADS.value}
     if RESUME.value:
         for name, changes in fields["workloads"].items():
-            source = history.source_of(Path(WORKDIR.value), stored, name, accepting.sections(), accepting.COPY.value)
+            source = history.source_of(workdir, stored, name, accepting.sections(), accepting.COPY.value)
             fields["workloads"][name] = {**changes, "experiment": source}
     return fields
 
@@ -119,7 +121,9 @@ def identify(workload):
     from deeplearn.commands import runs
     from deeplearn.identity import versions
 
-    experiment = runs.build(workload.source, workload.config)
+    config = workload.config.copy_and_resolve_references()
+    config.mesh = ""  # a study has no mesh: each of its runs has one device
+    experiment = runs.build(workload.source, config)
     identified = identity.identify(experiment, workload.source, jax.devices()[:1])
     identified["implementations"] |= {"devices": jax.device_count(), "cores": versions.cores()}
     return identified
@@ -132,10 +136,12 @@ def compare(declared, workload, stored, workdir: Path):
 
     results, done = [], []
     seeds, ids = study.seeds(declared, workload), history.ids(stored, workload.name)
+    identified = stored.identities[workload.name][-1]
     for name in declared.optimizers:
         config = workload.config.copy_and_resolve_references()
         config.optimizer = name
-        experiment = runs.build(workload.source, config)
+        # Hours after the identification: the data may be another by now.
+        experiment = runs.build_again(f"{workload.name} in {workdir}", workload.source, config, identified["data"])
         points = study.search(declared, name, config.seed)
         place = workdir / "runs" / workload.name
         result, works = protocol.run(
@@ -148,7 +154,7 @@ def compare(declared, workload, stored, workdir: Path):
             live.follow(name),
             declared.together,
             lanes=declared.lanes,
-            identity=stored.identities[workload.name][-1]["id"],
+            identity=identified["id"],
             accepted=ids,
             replan="implementations" in accepting.sections(),
         )

@@ -74,6 +74,25 @@ def build(source, config):
     return experiment.load(source).build(config)
 
 
+def build_again(place: str, source, config, fingerprint: dict[str, str]):
+    """The Experiment of a source and a config, on data that was identified before.
+
+    Args:
+      place: whose data it is, for the message.
+      source, config: as for `build`.
+      fingerprint: of the data, as deeplearn.data.fingerprint gives it.
+
+    Raises:
+      UserError: the data has changed.
+    """
+    from deeplearn import identity
+    from deeplearn.data import fingerprint as fingerprints
+
+    experiment = build(source, config)
+    identity.check(place, {"data": fingerprint}, {"data": fingerprints.fingerprint(experiment.data)}, acceptable=())
+    return experiment
+
+
 def identify(experiment, source):
     """The identity of an experiment; UserError if a process of this run has another one than process 0."""
     from deeplearn import identity

@@ -15,10 +15,15 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 PLUGINS = (
     "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12",
 )  # fmt: skip
-# Rooms of the library that only launch or draw: they cannot change a number.
+# Folders whose code only launches or draws: it cannot change a number.
 NOT_COMPUTING = ("commands", "cloud", "pictures", "benchmark", "bench")
 # Settings of JAX that change numbers.
-SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+SETTINGS = (
+    "jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_dtype_promotion",
+    "jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset",
+)  # fmt: skip
+# Settings of the libraries below JAX that change numbers: part of the identity where they are set.
+VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def versions(libraries: Iterable[str] = ()) -> dict[str, str]:
@@ -73,6 +78,7 @@ def machine() -> dict[str, Any]:
     kind = _processor() if device.platform == "cpu" else device.device_kind
     flags = re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
     settings = {name.removeprefix("jax_"): getattr(jax.config, name) for name in SETTINGS}
+    settings |= {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     return {"platform": device.platform, "device": kind, "XLA_FLAGS": " ".join(flags), **settings}
 
 

@@ -58,8 +58,9 @@ def test_compare(run, tmp_path):
 
 
 def test_a_list_of_rates(run, tmp_path):
+    fields = (*FIELDS, "--config.mesh=data:2")  # which a study does not use
     status, out, err = run(
-        "compare", *FIELDS, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1", "--reruns=0"
+        "compare", *fields, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1", "--reruns=0"
     )
     assert status == 0, err
     lanes = -(-3 // min(os.cpu_count(), 8)) * min(os.cpu_count(), 8)  # three runs, a device a core

@@ -157,6 +157,7 @@ def test_a_study_reuses_its_own_runs_only(run, project, tmp_path):
     assert status == 0 and "all runs are there already" in out, err
     shutil.rmtree(project)
     refused(compare("--resume"), "--execute_copy")
+    refused(run("compare", "--resume", "--workdir=~/s", HOME=str(tmp_path)), "--execute_copy")  # the study is found
     status, out, err = compare("--resume", "--execute_copy")
     assert status == 0 and "all runs are there already" in out, err
     assert run("report", "--workdir=s")[0] == 0  # which executes no experiment

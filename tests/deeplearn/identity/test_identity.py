@@ -3,6 +3,8 @@ import copy
 import pytest
 
 from deeplearn import experiment, identity
+from deeplearn.commands import runs
+from deeplearn.data import fingerprint
 from deeplearn.errors import UserError
 from deeplearn.identity import source as sources
 from deeplearn.identity import versions
@@ -123,6 +125,25 @@ def test_the_code_that_computes(tmp_path, monkeypatch):
         changes[name] = versions.code.__wrapped__() != before
         (tmp_path / name).write_text("1")
     assert changes == {name: name != "deeplearn/commands/train.py" for name in files}
+
+
+def test_data_that_changes_while_a_study_trains():
+    source = sources.collect(experiment.find("digits_mlp"))
+    config = experiment.load(source).get_config()
+    data = fingerprint.fingerprint(runs.build(source, config).data)
+    assert runs.build_again("digits_mlp in s", source, config, data).config is config
+    with pytest.raises(
+        UserError, match="digits_mlp in s was made with other data: data.test is 3 examples there and 3"
+    ):
+        runs.build_again("digits_mlp in s", source, config, {**data, "test": "3 examples"})
+
+
+@pytest.mark.parametrize("name", versions.VARIABLES)
+def test_variables_that_change_numbers_count(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    before = versions.machine()
+    monkeypatch.setenv(name, "1")
+    assert versions.machine() == {**before, name: "1"}
 
 
 def test_flags_of_xla_count_but_not_the_number_of_devices(monkeypatch):
