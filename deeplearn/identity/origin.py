@@ -1,7 +1,6 @@
 """Which files are executed for a run that was made earlier, perhaps in another place."""
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from deeplearn import experiment
 from deeplearn.errors import UserError
@@ -31,7 +30,7 @@ def origin(
     Raises:
       UserError: the files changed or are gone.
     """
-    inside = _inside(recorded, workdir)
+    inside = sources.inside(recorded, workdir)
     if digests is None:
         if not recorded.experiment.is_file():
             raise UserError(
@@ -51,7 +50,7 @@ def origin(
         home / recorded.experiment.name, {name: home.parent / name for name in recorded.modules}, recorded.libraries
     )
     for candidate in (recorded, built_in):
-        if not _inside(candidate, workdir) and not sources.differing(candidate, digests):
+        if not sources.inside(candidate, workdir) and not sources.differing(candidate, digests):
             return sources.read(candidate)
     if "source" in accept and recorded.experiment.is_file() and not inside:
         return sources.collect(recorded.experiment)
@@ -61,9 +60,3 @@ def origin(
         f"executes the copy in {locate(workdir) / sources.folder(digests)}, if you trust that directory; put the files "
         "back, or take them as they are now with --accept=source"
     )
-
-
-def _inside(source: sources.Source, workdir) -> bool:
-    """Whether a file of the source lies in `workdir`; in a bucket none is executed where it lies."""
-    files = (source.experiment, *source.modules.values())
-    return any(file.resolve().is_relative_to(Path(workdir).resolve()) for file in files)

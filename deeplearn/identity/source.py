@@ -144,6 +144,12 @@ def differing(source: Source, expected: Mapping[str, str]) -> list[str]:
     return [name for name in {**expected, **named} if actual.get(name) != expected.get(name)]
 
 
+def inside(source: Source, workdir: str | os.PathLike) -> bool:
+    """Whether a file of the source lies in `workdir`: it may be somebody else's."""
+    files = (source.experiment, *source.modules.values())
+    return any(file.resolve().is_relative_to(Path(workdir).resolve()) for file in files)
+
+
 def execute(source: Source) -> ModuleType:
     """The module of the experiment file; its imports get the modules of the source, wherever Python would look.
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from deeplearn.errors import UserError
-from deeplearn.files import in_bucket, writing
+from deeplearn.files import in_bucket, locate, writing
 
 VARIABLE = "DEEPLEARN_TOKEN"
 FILE = ".token"
@@ -47,7 +47,7 @@ def find(host: str, workdir: str | os.PathLike | None) -> bytes | None:
             raise UserError(f"{VARIABLE} has {len(token)} characters of at least {SHORTEST}; {_SET}")
         return token.encode()
     if has_file(workdir):
-        return read(pathlib.Path(workdir) / FILE)
+        return read(locate(workdir) / FILE)
     if is_loopback(host):
         return b""
     raise UserError(f"several processes on a network need a token, by which they know each other; {_SET}")
@@ -67,10 +67,10 @@ def provided(workdir: str | os.PathLike | None) -> Iterator[None]:
     Raises:
       UserError: the file cannot be written.
     """
-    if not has_file(workdir) or os.path.lexists(pathlib.Path(workdir) / FILE):
+    if not has_file(workdir) or os.path.lexists(locate(workdir) / FILE):
         yield
         return
-    path = pathlib.Path(workdir).absolute() / FILE
+    path = locate(workdir).absolute() / FILE
     made = [path, *(directory for directory in path.parents if not directory.exists())]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

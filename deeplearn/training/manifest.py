@@ -44,10 +44,12 @@ def admit(
         libraries               the installed packages that these files import
         seed                    the config's
         command                 the command line, quoted for a shell
+        python, cores           the version, and the CPU cores that the process may use
         git                     {"commit": ..., "dirty": ...} of the library's code, None outside git
         devices                 {"platform": ..., "kind": ..., "count": ...}
         started                 ISO 8601, with the zone
-        resumed                 the last four of each later start, what it accepted, and what then changed
+        resumed                 of each later start: id, command, git, python, devices, cores and started; "accepted",
+                                the differences; "changed", the sections that differ; where the files were, if elsewhere
 
     Args:
       workdir: an existing directory.
@@ -75,7 +77,8 @@ def admit(
             changed["config"] = identified["config"]
         launch |= {"accepted": accepted} if accepted else {}
         launch |= {"changed": changed} if changed else {}
-        launch |= place if source_of(manifest)[:2] != source[:2] else {}
+        if "source" in changed or not sources.inside(source, workdir):  # the copy there is executed on request only
+            launch |= place if place != sources.as_json(source_of(manifest)) else {}
         manifest["resumed"].append(launch)
     else:
         _check_checkpoints(workdir, launch["id"])
@@ -250,7 +253,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     if in_bucket(workdir):
         yield
         return
-    path = pathlib.Path(workdir) / LOCK
+    path = locate(workdir) / LOCK
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")

@@ -48,6 +48,15 @@ def test_process_0_creates_the_file(tmp_path):
         os.umask(before)
 
 
+def test_the_home_directory(tmp_path, monkeypatch):
+    """A shell leaves the ~ in --workdir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with tokens.provided("~/run"):
+        assert tokens.find("10.0.0.2", "~/run") == tokens.read(tmp_path / "run" / tokens.FILE) is not None
+    assert os.listdir(tmp_path) == ["run"]
+
+
 def test_a_run_that_does_not_start_leaves_nothing(tmp_path):
     lines = meet([tmp_path / "runs" / "run"] * 2, fields=lambda rank: {"lr": rank})
     assert all("lr is 0 on process 0 and 1 on process 1" in line for line in lines)

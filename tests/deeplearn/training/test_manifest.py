@@ -132,6 +132,22 @@ def test_a_directory_knows_what_it_holds(tmp_path, claim):
             attempt()
 
 
+def test_a_name_that_no_file_can_have():
+    with pytest.raises(UserError, match="cannot read .*: File name too long"):
+        manifest.kind("a" * 300)
+
+
+def test_where_the_source_was_at_the_last_start(tmp_path, claim, source):
+    """A file that moved is found in its new place; the copy in the directory is none that later starts look for."""
+    claim()
+    moved = source.experiment.rename(source.experiment.with_name("moved.py"))
+    identified = {"config": {name: value for name, value in CONFIG.items() if name != "mesh"}, **REST}
+    identified = json.loads(json.dumps(identified))
+    for file in (moved, next(tmp_path.rglob("mine.py"))):
+        written = manifest.claim(tmp_path, identified, CONFIG, Source(file), ["train"])
+        assert manifest.source_of(written).experiment == moved
+
+
 @pytest.mark.parametrize("files", [{"study.json": {}}, {"manifest.json": {"config": {"workloads": {}}}}])
 def test_a_run_does_not_begin_in_a_study(tmp_path, claim, files):
     """Also of directories that are older than the manifest's kind."""
