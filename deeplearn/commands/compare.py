@@ -65,6 +65,8 @@ def declared() -> dict[str, Any]:
     given = [way for way, value in ways.items() if value]
     if len(given) > 1 or not given and not WORKLOADS.value or WORKLOADS.value and CONFIG.value:
         raise UserError("give one of --config=FILE, --study=FILE, --workloads=NAME,NAME and --resume")
+    if accepting.COPY.value and not RESUME.value:
+        raise UserError("--execute_copy executes the copies in the workdir; it needs --resume")
     if CONFIG.value:
         path = runs.config_path()
         return {"workloads": {Path(path).stem: {"experiment": path, **CONFIG.value.to_dict()}}}

@@ -61,9 +61,9 @@ def open_run(workdir: Path, accept: Sequence[str] = (), execute_copy: bool = Fal
     from deeplearn.training import manifest
 
     written = manifest.read(workdir, "run")
-    there = manifest.current(written)
-    source = origin(workdir, manifest.source_of(written), there.get("source"), accept, execute_copy)
-    config = experiment.configure(source, {**written["config"], **there["config"]})
+    digests = manifest.current(written).get("source")
+    source = origin(workdir, manifest.source_of(written), digests, accept, execute_copy)
+    config = experiment.configure(source, manifest.config_of(written))
     return Opened(written, source, config)
 
 

@@ -53,6 +53,8 @@ def chosen(workdir: Path):
     from deeplearn.identity import source
     from deeplearn.training import manifest
 
+    if CONFIG.value and accepting.COPY.value:
+        raise UserError("--execute_copy executes the copy in the workdir, not the file of --config; give one of them")
     if CONFIG.value:
         return source.collect(experiment.find(runs.config_path())), CONFIG.value
     if manifest.kind(workdir) is None:

@@ -107,6 +107,7 @@ def extended(
             accepted = identity.check(f"{workload.name} in {workdir}", before[-1], now, accept, ACCEPTABLE)
             entry |= {"accepted": accepted} if accepted else {}
         if before and before[-1].get("id") == entry["id"]:
+            entry = {**before[-1], **entry}  # with what was accepted when it was new
             before = before[:-1]
         kept[workload.name] = [*before, entry]
     searched = dict(history.searched)

@@ -206,6 +206,12 @@ def current(manifest: Mapping[str, Any]) -> identity.Identity:
     return result
 
 
+def config_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole config at the last start; the mesh is that of the first one."""
+    kept = {name: manifest["config"][name] for name in identity.MAY_CHANGE if name in manifest["config"]}
+    return kept | current(manifest)["config"]
+
+
 def source_of(manifest: Mapping[str, Any]) -> sources.Source:
     """Where the source files were at the last start."""
     return sources.from_json(next((each for each in reversed(manifest["resumed"]) if "experiment" in each), manifest))

@@ -88,6 +88,11 @@ def test_a_mistyped_path_trains_nothing(run, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("command", [("train", "--config=digits_mlp"), ("compare", "--workloads=digits_mlp")])
+def test_a_copy_is_executed_in_place_of_no_other_file(run, command):
+    refused(run(*command, "--workdir=r", "--execute_copy"), "--execute_copy executes the cop")
+
+
 def test_a_run_goes_on_as_itself_only(run, project, tmp_path):
     train = ("train", "--config=mine/digits_mlp.py", "--workdir=r")
     assert run(*train)[0] == 0

@@ -102,13 +102,11 @@ def test_another_identity_is_refused_or_accepted_and_recorded(tmp_path, claim, c
         claim()
 
 
-def test_a_source_that_moved_is_found_where_it_is(tmp_path, claim, source):
-    written = claim()
-    moved = source._replace(experiment=source.experiment.rename(tmp_path / "mine.py"))
-    identified = manifest.current(written)
-    admitted = manifest.admit(tmp_path, identified, written["config"], moved, [])
-    assert manifest.source_of(written) == source and manifest.source_of(admitted) == moved
-    assert "changed" not in admitted["resumed"][0] and manifest.read(tmp_path) == written
+def test_the_config_at_the_last_start(claim):
+    """With the mesh, and without a field that is no longer there: the experiment of now does not have it."""
+    claim(config={"mesh": "data:2", "old": 1})
+    written = claim(config={"mesh": "data:4", "new": 2}, accept=["config"])
+    assert manifest.config_of(written) == {**CONFIG, "shape": [28, 28], "mesh": "data:2", "new": 2}
 
 
 def test_of_an_old_directory_only_the_config_is_compared(tmp_path, claim, caplog):
