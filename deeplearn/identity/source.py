@@ -108,15 +108,15 @@ def folder(digests: Mapping[str, str]) -> str:
 
 
 def keep(source: Source, workdir: str | os.PathLike) -> None:
-    """Copy the files into `workdir`, below `folder`; a copy that is there stays as it is.
+    """Copy the files into `workdir`, below `folder`; of a copy that is there, only damaged files are replaced.
 
     Raises:
-      UserError: a file cannot be written.
+      UserError: a file cannot be written, or the copy that is there cannot be read.
     """
     source = read(source)
     place = locate(workdir) / folder(digests(source))
     for path, copy in zip((source.experiment, *source.modules.values()), _copies(source, place), strict=True):
-        if not copy.exists():
+        if not copy.is_file() or _read(copy) != source.contents[path]:
             with writing(copy):
                 copy.parent.mkdir(parents=True, exist_ok=True)
             with replacing(copy) as temporary:

@@ -127,6 +127,8 @@ def test_a_copy_that_was_changed_is_refused(project, tmp_path):
     next(tmp_path.glob("source/*/modules/mine/deep.py")).write_text("DEEP = 0")
     with pytest.raises(UserError, match="not what the run was made with: mine/deep.py is missing or was changed"):
         sources.stored(source, digests, tmp_path)
+    sources.keep(source, tmp_path)  # as the next start does
+    assert sources.execute(sources.stored(source, digests, tmp_path)).get_config() == 11
 
 
 @pytest.mark.parametrize("text", ["def (", "x = '\0'", "\udcff"])
