@@ -55,12 +55,11 @@ flags.adopt_module_key_flags(accepting)
 
 def declared() -> dict[str, Any]:
     """The fields of the study that the flags name, before they change it."""
-    from deeplearn import files
     from deeplearn.commands import runs
     from deeplearn.comparison import history, study
     from deeplearn.errors import UserError, unknown
 
-    workdir = files.locate(WORKDIR.value)
+    workdir = runs.local(WORKDIR.value)
     ways = {"--config": CONFIG.value, "--study": STUDY.value, "--resume": RESUME.value}
     given = [way for way, value in ways.items() if value]
     if len(given) > 1 or not given and not WORKLOADS.value or WORKLOADS.value and CONFIG.value:

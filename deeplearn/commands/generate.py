@@ -6,7 +6,6 @@ Temperature 0 takes the likeliest token each time. The same seed writes the same
 """
 
 import math
-import os
 import sys
 
 from absl import flags
@@ -64,10 +63,7 @@ def main() -> None:
         top_p=TOP_P.value,
     )
     sys.stdout.write(PROMPT.value)
-    try:
-        for piece in tokenizers.pieces(tokenizer, (token for (token,) in tokens)):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        print(flush=True)
-    except BrokenPipeError:  # who reads, `head` for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes what is left, at its end
+    for piece in tokenizers.pieces(tokenizer, (token for (token,) in tokens)):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print(flush=True)

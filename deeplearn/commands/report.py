@@ -37,13 +37,16 @@ def main() -> None:
     from deeplearn.errors import UserError
     from deeplearn.training import manifest
 
-    workdir = Path(WORKDIR.value).expanduser()
-    kept = history.existing(workdir)
-    declared = history.declared(kept)
-    outcomes = [
-        outcome for w in declared.workloads if (outcome := stored(declared, w, workdir, history.ids(kept, w.name)))
-    ]
-    if not outcomes:
-        raise UserError(f"{workdir} has no optimizer with all its runs; run `deeplearn compare --resume` first")
-    launched = manifest.read(workdir, "study")
-    runs.show(report.write(workdir, study.title(declared), outcomes, launched, COUNT_COMPILE.value))
+    workdir = runs.local(WORKDIR.value)
+    history.existing(workdir)  # before the lock makes a directory
+    with manifest.lock(workdir):
+        kept = history.existing(workdir)
+        declared = history.declared(kept)
+        outcomes = [
+            outcome for w in declared.workloads if (outcome := stored(declared, w, workdir, history.ids(kept, w.name)))
+        ]
+        if not outcomes:
+            raise UserError(f"{workdir} has no optimizer with all its runs; run `deeplearn compare --resume` first")
+        launched = manifest.read(workdir, "study")
+        paths = report.write(workdir, study.title(declared), outcomes, launched, COUNT_COMPILE.value)
+    runs.show(paths)

@@ -142,14 +142,21 @@ def restore(workdir: Path, opened: Opened, which: str, mesh: str | None = None, 
     return experiment, program, restored
 
 
-def make_workdir(path: str) -> Path:
-    """The directory at `path`, made if need be."""
+def local(path: str) -> Path:
+    """The path of a study's directory; UserError for one in a bucket."""
     from deeplearn import files
     from deeplearn.errors import UserError
 
     if files.in_bucket(path):
         raise UserError(f"a comparison needs a local --workdir, not {path}; copy it afterwards: gcloud storage cp -r")
-    place = Path(path).expanduser()
+    return files.locate(path)
+
+
+def make_workdir(path: str) -> Path:
+    """The directory at `path`, made if need be."""
+    from deeplearn.errors import UserError
+
+    place = local(path)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

