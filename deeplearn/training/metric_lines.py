@@ -82,14 +82,15 @@ def _record(line: bytes) -> tuple[dict[str, float] | None, str | None]:
 def _may_be_cut_off(line: bytes) -> bool:
     """Whether a last line without its end can be the beginning of a record: nothing follows a complete object.
 
-    >>> [_may_be_cut_off(line) for line in (b'{"step": 1', b'{"step": 1}', b'{"step": 1}x', b"x")]
-    [True, True, False, False]
+    >>> [_may_be_cut_off(line) for line in (b'{"step": 1', b'{"step": 1}', b'{"step": 1}x', b'{"step": 1}\\x8a', b"x")]
+    [True, True, False, False, False]
     """
     if not line.startswith(b"{"):
         return False
     text = line.decode(errors="ignore")  # the last character may be cut off
     try:
-        return json.JSONDecoder().raw_decode(text)[1] == len(text)
+        end = json.JSONDecoder().raw_decode(text)[1]
+        return text[:end].encode() == line  # of the bytes: a flip turns the line's end into one that is no character
     except json.JSONDecodeError:
         return True
     except (ValueError, RecursionError):

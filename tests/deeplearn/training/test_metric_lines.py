@@ -58,6 +58,7 @@ DAMAGE = {
     "wrong checksum": b'{"step": 2, "loss": 0.5, "crc": "00000000"}\n',
     "checksum under another key": b'{"step": 2, "loss": 0.5, "crb": "7b4f2d1a"}\n',
     "something after the object": b'{"step": 2} \x08',
+    "a flipped bit in the end of the last line": b'{"step": 2}\x8a',
     "not the beginning of an object": b"\x00\x00\x00",
 }
 
