@@ -1,10 +1,12 @@
 """Files that a kill leaves old or new but never half written, JSON files that show damage, and the same in buckets."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -77,6 +79,48 @@ def unreadable(
 ) -> UserError:
     """The error for something that exists and cannot be read at present, which does not mean that it is damaged."""
     return UserError(f"cannot read {what}: {cause(error)}; nothing was changed; {remedy}")
+
+
+def present(path: str | os.PathLike) -> bool:
+    """Whether something lies at `path`, be it a link whose target is missing: the target's disk may not be mounted.
+
+    Raises:
+      UserError: the system does not tell.
+    """
+    place = locate(path)
+    try:
+        return place.exists() or not in_bucket(path) and place.is_symlink()
+    except Exception as error:  # the clients of buckets have no base class for what can go wrong
+        raise unreadable(path, error) from error
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise OSError for what is no file to read to its end: a pipe, a device, a link whose target is missing.
+
+    Reading a pipe waits for its writer, forever if there is none. Directories, buckets and what is absent pass.
+    """
+    if in_bucket(path):
+        return
+    place = locate(path)
+    try:
+        mode = place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if place.is_symlink():
+            raise OSError(errno.ENXIO, "the target of this link is missing", str(path)) from None
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.ENXIO, "it is not a regular file", str(path))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file or of an object in a bucket.
+
+    Raises:
+      FileNotFoundError, NotADirectoryError: there is no such file.
+      OSError: it cannot be read, see `check_regular`; of a bucket any exception.
+    """
+    check_regular(path)
+    return locate(path).read_bytes()
 
 
 def forget_listings(path: str | os.PathLike) -> None:
@@ -230,7 +274,7 @@ def read_json(path: str | os.PathLike, remedy: str = "restore it from a copy, or
     {'seed': 3}
     """
     try:
-        data = locate(path).read_bytes()
+        data = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except Exception as error:  # the clients of buckets have no base class for what can go wrong

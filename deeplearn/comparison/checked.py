@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplearn.errors import UserError
-from deeplearn.files import replacing, writing
+from deeplearn.files import read_bytes, replacing, writing
 
 
 class Damaged(Exception):
@@ -34,7 +34,7 @@ def read(file: Path, key: str) -> Any:
       Damaged: the file is not what was written.
     """
     with reading(file):
-        data = file.read_bytes()
+        data = read_bytes(file)
     try:
         whole = json.loads(data.decode())
         content, stored = whole[key], whole["checksum"]

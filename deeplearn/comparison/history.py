@@ -130,8 +130,12 @@ def write(workdir: Path, history: History) -> None:
 
 def _without_identity(entry: dict[str, Any]) -> dict[str, Any]:
     """What an older study.json says of a workload, in the form of an identity."""
-    config = {name: value for name, value in entry.items() if name not in ("experiment", *identity.MAY_CHANGE)}
-    return {"config": config, "experiment": entry["experiment"]}
+    return {"config": _config(entry), "experiment": entry["experiment"]}
+
+
+def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that is part of the identity, from the fields of a workload."""
+    return {name: value for name, value in fields.items() if name not in ("experiment", *identity.MAY_CHANGE)}
 
 
 def _misshapen(content: Mapping[str, Any]) -> str | None:
@@ -145,8 +149,17 @@ def _misshapen(content: Mapping[str, Any]) -> str | None:
         return "workloads"
     entries = [entry for entries in kept.values() for entry in entries] if named(kept, list) else [None]
     whole = all(isinstance(entry, dict) and isinstance(entry.get("config"), dict) for entry in entries)
-    if not whole or not all(kept.get(name) for name in (workloads if "identities" in content else ())):
+    declared = workloads if "identities" in content else {}
+    if not whole or not all(kept.get(name) for name in declared):
         return "identities"
+    # A file that was edited by hand, its checksum deleted: its runs were not made with what it says.
+    sections = [{name: entry[name] for name in identity.SECTIONS if name in entry} for entry in entries]
+    if any(
+        entry.get("id", hashed) != hashed for entry, hashed in zip(entries, map(identity.digest, sections), strict=True)
+    ):
+        return "identities"
+    if any(_config(fields) != _config(kept[name][-1]["config"]) for name, fields in declared.items()):
+        return "workloads"
     if not isinstance(content.get("optimizers", []), list):
         return "optimizers"
     return next((name for name in ("spaces", "searched") if not named(content.get(name, {}), dict)), None)

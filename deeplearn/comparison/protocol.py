@@ -10,11 +10,10 @@ from deeplearn.comparison import lanes as planning
 from deeplearn.comparison import plans, store, table
 from deeplearn.comparison.lanes import Plan
 from deeplearn.comparison.names import Run
+from deeplearn.comparison.study import FRESH
 from deeplearn.comparison.sweep import Prepared, Sweep, prepare, train
 from deeplearn.experiment import Experiment, Target
 from deeplearn.training.loop import monitored
-
-FRESH = 10_000  # from the first tuning seed to the first of the reruns: more tuning seeds do not reach it
 
 
 class Result(NamedTuple):

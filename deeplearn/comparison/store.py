@@ -21,7 +21,7 @@ def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) ->
 
     def exists(file):
         with checked.reading(file):
-            return file.exists()
+            return file.exists() or file.is_symlink()  # the disk of a link's target may not be mounted
 
     return [run for run in runs if not exists(path(directory, optimizer, phase, run))]
 

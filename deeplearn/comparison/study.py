@@ -1,6 +1,8 @@
 """What is compared: a study, declared in a file or by flags."""
 
 import json
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from deeplearn.errors import UserError, unknown
 from deeplearn.identity.source import Source, collect, execute
 
 HOME = experiment.HOME / "studies"
+FRESH = 10_000  # from the first tuning seed to the first of the reruns: more tuning seeds do not reach it
 RESERVED = ("runs", "tensorboard", "source", "checkpoints")  # directories of ours beside those of the workloads
 ENDINGS = (".html", ".json", ".jsonl", ".md", ".csv", ".parquet", ".png", ".pdf", ".txt")
 
@@ -77,6 +80,7 @@ def make(**fields) -> Study:
     for name in fields:
         if name not in Study._fields:
             raise unknown("study field", name, Study._fields)
+    _check_forms(fields)
     declared = fields.get("workloads") or {}
     if not isinstance(declared, dict):
         if twice := [path for path in declared if [Path(other).stem for other in declared].count(Path(path).stem) > 1]:
@@ -95,16 +99,53 @@ def make(**fields) -> Study:
     made = Study(**{**fields, "workloads": tuple(workload(*item) for item in declared.items())})
     wanted = made.learning_rates
     made = made._replace(
-        optimizers=tuple(made.optimizers), learning_rates=wanted if isinstance(wanted, int) else tuple(wanted)
+        optimizers=tuple(dict.fromkeys(made.optimizers)),
+        learning_rates=wanted if isinstance(wanted, int) else tuple(wanted),
     )
     check(made)
     return made
 
 
+def _check_forms(fields: Mapping[str, Any]) -> None:
+    """Raise UserError for a field that is not of its form: a study's file is Python, and may hold anything."""
+
+    def is_rate(value):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+    def are_ends(ends):
+        return isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(is_rate, ends))
+
+    def each(values, right, form=Collection):
+        items, other = (values.values(), ()) if form is dict and isinstance(values, dict) else (values, (str, dict))
+        return isinstance(values, form) and not isinstance(values, other) and all(map(right, items))
+
+    def is_text(value):
+        return isinstance(value, str)
+
+    def is_dict(value):
+        return isinstance(value, dict)
+
+    rates, spaces = fields.get("learning_rates", 8), fields.get("spaces", {})
+    workloads = fields.get("workloads") or {}
+    forms = {
+        "workloads": (each(workloads, is_dict, dict) or each(workloads, is_text), "names, or {name: {field: value}}"),
+        "optimizers": (each(fields.get("optimizers", ()), is_text), "a list of names"),
+        "learning_rates": (type(rates) is int or each(rates, is_rate), "a number of rates, or a list of rates"),
+        "spaces": (
+            each(spaces, lambda space: each(space, are_ends, dict), dict),
+            "{optimizer: {hyperparameter: (low, high)}}",
+        ),
+    }
+    for name, (right, form) in forms.items():
+        if not right:
+            raise UserError(f"the study's {name} are {str(fields[name])[:80]!r}; they must be {form}")
+
+
 def check_name(name: str) -> None:
     """Raise UserError for a workload's name that is not one plain part of a path, or that a file of ours has."""
-    plain = name.isprintable() and not set("/\\") & set(name) and not name.startswith(".") and 0 < len(name) <= 100
-    if not plain or name in RESERVED or name.endswith(ENDINGS):
+    plain = isinstance(name, str) and name.isprintable() and not set("/\\") & set(name) and not name.startswith(".")
+    fits = plain and 0 < len(name) <= 100 and len(name.encode()) <= 255  # bytes that file systems allow
+    if not fits or name in RESERVED or name.endswith(ENDINGS):
         raise UserError(
             f"{name!r} cannot be a workload's name, for its runs lie in a directory of that name; use letters, digits, "
             "- and _"
@@ -115,8 +156,10 @@ def check(study: Study) -> None:
     """Raise UserError for what cannot be searched or counted."""
     for name in ("points", "seeds", "reruns", "lanes"):
         value, least = getattr(study, name), 0 if name == "reruns" else 1
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise UserError(f"the study's {name} is {value}; it must be a whole number, at least {least}")
+        if value is not None and (type(value) is not int or value < least):
+            raise UserError(f"the study's {name} is {value!r}; it must be a whole number, at least {least}")
+    if study.seeds > FRESH:
+        raise UserError(f"the study's seeds are {study.seeds}; at most {FRESH}, which the seeds of the reruns follow")
     if not study.optimizers:
         raise UserError("the study has no optimizers; name one or more")
     names = {optimizers.parse(text)[0] for text in study.optimizers}
@@ -124,7 +167,7 @@ def check(study: Study) -> None:
         if name not in names:
             raise unknown("optimizer in the study's spaces", name, names)
     wanted = study.learning_rates
-    if min([wanted] if isinstance(wanted, int) else wanted or [0]) <= 0:
+    if not all(0 < rate < math.inf for rate in ([wanted] if isinstance(wanted, int) else wanted or [0])):
         raise UserError(f"the study's learning_rates, {wanted}, are neither a number of rates nor rates above 0")
     for text in study.optimizers:
         search(study, text, 0)

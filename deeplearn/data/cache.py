@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from deeplearn.files import check_regular
+
 SUFFIX = ".arrays"
 
 _FORMAT = b"deeplearn-arrays-1"
@@ -82,6 +84,7 @@ def cached(file: str, folders: Sequence[Path], build: Callable[[], dict[str, np.
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a cache file; raises `Damaged` unless every byte is as it was written, OSError if unreadable."""
+    check_regular(path)
     with path.open("rb") as file:
         first, header = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
         if first != _first_line(path.name, header):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deeplearn.data.cache import write_whole
 from deeplearn.errors import UserError
+from deeplearn.files import check_regular, read_bytes
 
 CHECKSUMS = "checksums.json"
 REMEDY = "restore the file, or delete its directory and prepare the data set again"
@@ -47,7 +48,7 @@ def verify(name: str, folder: Path, *, records: bool) -> None:
       UserError: a file is damaged, missing or unreadable.
     """
     try:
-        content = (folder / CHECKSUMS).read_bytes()
+        content = read_bytes(folder / CHECKSUMS)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -66,7 +67,7 @@ def verify(name: str, folder: Path, *, records: bool) -> None:
 def read(name: str, path: Path) -> bytes:
     """The content of a file; UserError, with the data set's name, if it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise unreadable(name, path, error) from error
 
@@ -95,7 +96,7 @@ def check_class_names(name: str, path: Path, classes: Sequence[str], count: int)
       UserError: the file cannot be read, or holds other names or another number of them.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -175,6 +176,7 @@ def _with_reader(name: str, split: str, path: str, function: Callable):
 
 
 def _sha256(path: Path) -> str:
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -189,7 +191,7 @@ def _parsed(name: str, path: Path, content: bytes) -> dict[str, dict]:
     try:
         sums = json.loads(content)["files"]
         intact = _serialized(sums) == content
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise damaged(name, path, "it does not have the SHA-256 that it holds")

@@ -23,6 +23,7 @@ from deeplearn.identity import imports
 
 FOLDER = "source"
 LIBRARY = ("deeplearn", "kernels")  # their code is part of the versions
+_NOT_PYTHON = (SyntaxError, ValueError, MemoryError, RecursionError)  # the last two of what is nested too deeply
 INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -154,15 +155,22 @@ def execute(source: Source) -> ModuleType:
     """The module of the experiment file; its imports get the modules of the source, wherever Python would look.
 
     Raises:
-      UserError: the file or one that it imports cannot be read.
+      UserError: the file cannot be read, or is not Python.
     """
     source = read(source)
     imports.provide({name: (str(path), source.contents[path]) for name, path in source.modules.items()})
     name = f"{source.experiment.parent.name}.{source.experiment.stem}"
+    other = sys.modules.get(name)
+    if getattr(other, "__file__", str(source.experiment)) != str(source.experiment):
+        name += "@experiment"  # it may import the module of that name, such as deeplearn.config
+        other = sys.modules.get(name)
     module = ModuleType(name)
     module.__file__ = str(source.experiment)
-    code = compile(source.contents[source.experiment], source.experiment, "exec")
-    other, sys.modules[name] = sys.modules.get(name), module  # where its classes look for it while they are made
+    try:
+        code = compile(source.contents[source.experiment], source.experiment, "exec")
+    except _NOT_PYTHON as error:
+        raise _not_python(source.experiment, error) from error
+    sys.modules[name] = module  # where its classes look for it while they are made
     try:
         exec(code, module.__dict__)
     finally:
@@ -184,12 +192,16 @@ def _read(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _not_python(file: Path, error: BaseException) -> UserError:
+    return UserError(f"{file} is not Python: {error or 'it is nested too deeply'}")
+
+
 def _imports(file: Path, content: bytes, package: str) -> Iterator[str]:
     """The absolute names that the imports of a file may mean; `from a import b` means a, and perhaps a module a.b."""
     try:
         tree = ast.parse(content, str(file))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{file} is not Python: {error}") from error
+    except _NOT_PYTHON as error:
+        raise _not_python(file, error) from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
-from deeplearn.files import locate, mirror, replacing, unreadable, writing
+from deeplearn.files import locate, mirror, read_bytes, replacing, unreadable, writing
 from deeplearn.training import metric_lines
 
 METRICS = "metrics.jsonl"
@@ -96,7 +96,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 def _content(path: pathlib.Path) -> bytes:
     """What is in a file; nothing if it does not exist."""
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except Exception as error:  # the clients of buckets have no base class for what can go wrong

@@ -132,14 +132,13 @@ def kind(workdir: str | os.PathLike) -> str | None:
       UserError: a file that would tell cannot be read.
     """
     place = locate(workdir)
-    try:
+    if files.present(place / MANIFEST):
         manifest = files.read_json(place / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
-        return "study" if (place / STUDY).is_file() else None
-    config, said = manifest.get("config"), manifest.get("kind")
-    if said not in (None, *USES) or not isinstance(config, dict):
-        raise UserError(f"{place / MANIFEST} is damaged (it says neither run nor study); restore it from a copy")
-    return said or ("study" if "workloads" in config else "run")  # before manifests had a kind
+        config, said = manifest.get("config"), manifest.get("kind")
+        if said not in (None, *USES) or not isinstance(config, dict):
+            raise UserError(f"{place / MANIFEST} is damaged (it says neither run nor study); restore it from a copy")
+        return said or ("study" if "workloads" in config else "run")  # before manifests had a kind
+    return "study" if files.present(place / STUDY) else None
 
 
 def check_kind(workdir: str | os.PathLike, expected: str) -> None:
@@ -151,7 +150,7 @@ def check_kind(workdir: str | os.PathLike, expected: str) -> None:
 
 def exists(workdir: str | os.PathLike) -> bool:
     """Whether `workdir` has a manifest."""
-    return (locate(workdir) / MANIFEST).is_file()
+    return files.present(locate(workdir) / MANIFEST)
 
 
 def read(workdir: str | os.PathLike, expected: str = "run") -> dict[str, Any]:
@@ -176,6 +175,9 @@ def read(workdir: str | os.PathLike, expected: str = "run") -> dict[str, Any]:
         wrong += ["resumed"] if not isinstance(launch, dict) else _misshapen(launch)
     if wrong:
         raise UserError(f"{path} is damaged ({wrong[0]} is missing or is not what it must be); restore it from a copy")
+    if any(id is not None and id != identity.digest(there) for id, there in _starts(manifest)):
+        # A file that was edited by hand, its checksum deleted: its checkpoints were not made with what it says.
+        raise UserError(f"{path} is damaged (an id in it is not that of its identity); restore it from a copy")
     return manifest
 
 
@@ -199,11 +201,18 @@ def current(manifest: Mapping[str, Any]) -> identity.Identity:
 
     Of a run from before there were identities, the config alone.
     """
+    *_, (_, last) = _starts(manifest)
+    return last
+
+
+def _starts(manifest: Mapping[str, Any]) -> Iterator[tuple[str | None, identity.Identity]]:
+    """The id, None of older versions, and the identity of each start of a run."""
     config = {name: value for name, value in manifest["config"].items() if name not in identity.MAY_CHANGE}
-    result = {"config": config, **manifest.get("identity", {})}
+    there = {"config": config, **manifest.get("identity", {})}
+    yield manifest.get("id"), there
     for launch in manifest["resumed"]:
-        result |= launch.get("changed", {})
-    return result
+        there = there | launch.get("changed", {})
+        yield launch.get("id"), there
 
 
 def config_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,10 +278,10 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                pid = file.read()
+                pid = file.read()  # nothing if it has only just taken the lock
+                who, stop = (f"process {pid}", f"stop it with `kill {pid}`, ") if pid else ("another process", "")
                 raise UserError(
-                    f"process {pid} is at work in {workdir}; wait for it, stop it with `kill {pid}`, "
-                    "or choose another --workdir"
+                    f"{who} is at work in {workdir}; wait for it, {stop}or choose another --workdir"
                 ) from error
             file.truncate(0)
             file.write(str(os.getpid()))

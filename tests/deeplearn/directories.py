@@ -128,9 +128,11 @@ def compare(workdir, made):
 
                 def finish(phase, runs, place=place, name=name, ids=ids):
                     if missing := store.missing(place, name, phase, runs):
-                        entry = plans.Entry(True, 2, 1, tuple(missing))
                         plan = plans.read(place, name)
-                        plans.write(place, name, {**plan, phase: [*plan[phase], entry]})
+                        planned = (entry for entry in plan[phase] if all(run in entry.runs for run in missing))
+                        if (entry := next(planned, None)) is None:
+                            entry = plans.Entry(True, 2, 1, tuple(missing))
+                            plans.write(place, name, {**plan, phase: [*plan[phase], entry]})
                         made_up = sweep(name, missing, phase == "final")
                         (own,) = ids
                         store.write(place, phase, made_up, identity=own, entry=entry)

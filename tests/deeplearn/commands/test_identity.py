@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from deeplearn import identity
+from deeplearn.training import manifest
+
 DIGITS = """
 import ml_collections  # an installed package beside those that every identity has: its version belongs to it too
 from deeplearn.config import base_config
@@ -116,8 +119,10 @@ def test_what_differs_is_named_by_every_command(run, tmp_path):
     file = tmp_path / "r" / "manifest.json"
     written = json.loads(file.read_text())
     written.pop("checksum", None)
-    for section, name in (("data", "train"), ("versions", "jax"), ("implementations", "device")):
-        written["identity"][section][name] = "another"
+    changes = (("data", "train"), ("versions", "jax"), ("implementations", "device"))
+    changed = {section: {**written["identity"][section], name: "another"} for section, name in changes}
+    written["resumed"] = [{"changed": changed}]
+    written["resumed"][0]["id"] = identity.digest(manifest.current(written))
     file.write_text(json.dumps(written))
     words = ("data.train is another there and ", "versions.jax is another there and ")
     words += ("implementations.device is another there and ", "--accept=data,versions,implementations")
