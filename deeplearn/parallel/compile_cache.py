@@ -19,6 +19,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from deeplearn.files import check_regular
+
 logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
@@ -74,6 +76,7 @@ class CheckedCache:
     def get(self, key: str) -> bytes | None:
         """The payload of an entry; None if there is no intact entry."""
         try:
+            check_regular(self._file(key))
             entry = self.base.get(_name(key))
         except (FileNotFoundError, TimeoutError):  # another process has just deleted the entry, or holds the lock
             return None

@@ -93,7 +93,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     """
     file = path / "record" / "record.json"
     try:
-        data = file.read_bytes()
+        data = files.read_bytes(file)
     except Exception as error:
         if not is_complete(path):  # a deleted file on a network disk is a stale handle
             raise Vanished(path.name) from error

@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from deeplearn import experiment
 from deeplearn.data import integrity
+from deeplearn.data.cache import cached
 from deeplearn.errors import UserError
 from deeplearn.identity import source as sources
-from deeplearn.parallel import tokens
+from deeplearn.parallel import compile_cache, tokens
 from deeplearn.training import checkpoints, logs, manifest
 from tests.deeplearn import directories
 from tests.deeplearn.directories import plain
@@ -658,3 +660,50 @@ def test_a_lock_that_is_held(places, content, words):
         (places.a / ".lock").write_text(content)
         with pytest.raises(UserError, match=words):
             resume(places)
+
+
+# caches and checkpoints
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_file_that_is(tmp_path, caplog, kind):
+    """It is neither read nor replaced."""
+    path = tmp_path / "x.arrays"
+    KINDS[kind][0](path)
+    before = os.lstat(path)
+    result = cached("x.arrays", [tmp_path], lambda: {"x": np.arange(3)})
+    assert result["x"].tolist() == [0, 1, 2] and os.lstat(path).st_ino == before.st_ino
+    assert f"cannot read {path} ({KINDS[kind][1]})" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checksums_that_are(tmp_path, kind):
+    KINDS[kind][0](tmp_path / integrity.CHECKSUMS)
+    with pytest.raises(UserError, match=f"tiny: cannot read .*checksums.json .{KINDS[kind][1]}"):
+        integrity.verify("tiny", tmp_path, records=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_program_that_is(tmp_path, kind):
+    """It is compiled again."""
+    from jax._src.lru_cache import LRUCache
+
+    cache = compile_cache.CheckedCache(LRUCache(str(tmp_path), max_size=-1))
+    cache.put("key", b"program")
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    KINDS[kind][0](path)
+    assert cache.get("key") is None
+    cache.put("key", b"program")
+    assert cache.get("key") == b"program"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_record_of_a_checkpoint_that_is(places, kind):
+    path = next((places.a / "checkpoints").glob("000000003-*/record/record.json"))
+    path.unlink()
+    KINDS[kind][0](path)
+    for act in (read, resume):
+        with pytest.raises(UserError, match="cannot read the checkpoint .*; nothing was changed") as error:
+            act(places)
+        assert "\n" not in str(error.value)
