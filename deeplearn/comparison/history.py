@@ -130,12 +130,8 @@ def write(workdir: Path, history: History) -> None:
 
 def _without_identity(entry: dict[str, Any]) -> dict[str, Any]:
     """What an older study.json says of a workload, in the form of an identity."""
-    return {"config": _config(entry), "experiment": entry["experiment"]}
-
-
-def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that is part of the identity, from the fields of a workload."""
-    return {name: value for name, value in fields.items() if name not in ("experiment", *identity.MAY_CHANGE)}
+    config = {name: value for name, value in entry.items() if name not in ("experiment", *identity.MAY_CHANGE)}
+    return {"config": config, "experiment": entry["experiment"]}
 
 
 def _misshapen(content: Mapping[str, Any]) -> str | None:
@@ -158,8 +154,10 @@ def _misshapen(content: Mapping[str, Any]) -> str | None:
         entry.get("id", hashed) != hashed for entry, hashed in zip(entries, map(identity.digest, sections), strict=True)
     ):
         return "identities"
-    if any(_config(fields) != _config(kept[name][-1]["config"]) for name, fields in declared.items()):
-        return "workloads"
+    # A report uses these without executing the experiment, which may fill in others when it is built.
+    for name, fields in declared.items():
+        if any(fields.get(field) != kept[name][-1]["config"].get(field) for field in ("seed", "target")):
+            return "workloads"
     if not isinstance(content.get("optimizers", []), list):
         return "optimizers"
     return next((name for name in ("spaces", "searched") if not named(content.get(name, {}), dict)), None)

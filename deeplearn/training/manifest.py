@@ -38,7 +38,7 @@ def admit(
 
         kind                    "run"
         id                      the hash of the identity, which is in every checkpoint
-        config                  with the mesh
+        config                  the identity's, and the mesh
         identity                source, data, versions, implementations; see deeplearn.identity
         experiment, modules     where the source files were; a copy is in `source`
         libraries               the installed packages that these files import
@@ -82,7 +82,8 @@ def admit(
         manifest["resumed"].append(launch)
     else:
         _check_checkpoints(workdir, launch["id"])
-        config = json.loads(json.dumps(config))
+        # The identity's config has what the experiment filled in, such as a batch size of 0 that means its own.
+        config = json.loads(json.dumps({**config, **identified["config"]}))
         manifest = {"kind": "run", **launch, "config": config, "identity": rest, **place, "seed": config.get("seed")}
         manifest |= {"resumed": []}
     return manifest

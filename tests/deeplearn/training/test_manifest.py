@@ -66,6 +66,17 @@ def test_what_is_written_is_read(tmp_path, claim, source):
     assert copy.read_text() == "# an experiment"
 
 
+def test_a_config_that_the_experiment_fills_in(tmp_path, source):
+    """As experiments/gpt3.py does: the run goes on, with the same flags and from its directory."""
+    identified = {"config": {"seed": 3, "batch_size": 128}, **REST}
+    for batch_size in (0, 0, 128):
+        config = {"seed": 3, "batch_size": batch_size, "mesh": ""}
+        manifest.claim(tmp_path, identified, config, source, ("train",))
+    written = manifest.read(tmp_path)
+    assert written["config"] == {"seed": 3, "batch_size": 128, "mesh": ""} and len(written["resumed"]) == 2
+    assert not any("changed" in launch for launch in written["resumed"])
+
+
 def test_a_resumed_run_keeps_its_first_start(claim):
     first = claim(command=["first"])
     claim(command=["second"])
