@@ -36,7 +36,7 @@ def project(folder):
     folder.mkdir(parents=True)
     (folder / "mine.py").write_text("import part\n\n\ndef get_config():\n    return part.CONFIG\n")
     (folder / "part.py").write_text("CONFIG = {'width': 3}\n")
-    return sources.Source(folder / "mine.py", {"part.py": folder / "part.py"})
+    return sources.Source(folder / "mine.py", {"part.py": folder / "part.py"})  # read at each start
 
 
 def identified(source, seed=SEED, **changes):
@@ -55,12 +55,15 @@ def train(workdir, source, seed=SEED, steps=(1, 2, 3), accept=(), **changes):
     """Begin the run, or go on with it; returns the step that it goes on from, None at the beginning."""
     own = identified(source, seed, **changes)
     with manifest.lock(workdir):
-        manifest.claim(workdir, own, {**own["config"], "mesh": ""}, source, ["train"], accept)
+        admitted = manifest.admit(workdir, own, {**own["config"], "mesh": ""}, source, ["train"], accept)
+        if not manifest.exists(workdir):
+            manifest.write(workdir, admitted, source)
         ids = manifest.ids(manifest.read(workdir))
         with checkpoints.open(
             workdir / "checkpoints", keep=3, mode="max", identity=identity.digest(own), accepted=ids
         ) as manager:
             restored = checkpoints.restore_latest(manager, abstract(make(0)))
+            manifest.write(workdir, admitted, source)
             start = restored.step if restored else None
             log = logs.open_logs(workdir, start)
             for step in [step for step in steps if step > (start or 0)]:
@@ -120,7 +123,7 @@ def compare(workdir, made):
         identities = {workload.name: of_workload(workload) for workload in made.workloads}
         stored = history.extended(workdir, stored, made, identities)
         history.write(workdir, stored)
-        manifest.claim_study(workdir, study.as_json(made), "digits_mlp", ["compare"])
+        manifest.write_study(workdir, study.as_json(made), "digits_mlp", ["compare"])
         for workload in made.workloads:
             for name in made.optimizers:
                 place, ids = workdir / "runs" / workload.name, history.ids(stored, workload.name)
