@@ -82,10 +82,9 @@ def unreadable(
 
 
 def present(path: str | os.PathLike) -> bool:
-    """Whether something lies at `path`, be it a link whose target is missing: the target's disk may not be mounted.
+    """Whether something lies at `path`, also a link without its target, whose disk may not be mounted.
 
-    Raises:
-      UserError: the system does not tell.
+    Raises UserError if the system does not tell.
     """
     place = locate(path)
     try:
@@ -95,30 +94,19 @@ def present(path: str | os.PathLike) -> bool:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raise OSError for what is no file to read to its end: a pipe, a device, a link whose target is missing.
-
-    Reading a pipe waits for its writer, forever if there is none. Directories, buckets and what is absent pass.
-    """
-    if in_bucket(path):
-        return
+    """Raise OSError for a pipe, whose reader waits for a writer, a device, and a link without its target; else pass."""
     place = locate(path)
-    try:
-        mode = place.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        if place.is_symlink():
-            raise OSError(errno.ENXIO, "the target of this link is missing", str(path)) from None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = stat.S_IFREG if in_bucket(path) else place.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "it is not a regular file", str(path))
         return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.ENXIO, "it is not a regular file", str(path))
+    if place.is_symlink():
+        raise OSError(errno.ENXIO, "the target of this link is missing", str(path))
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The content of a file or of an object in a bucket.
-
-    Raises:
-      FileNotFoundError, NotADirectoryError: there is no such file.
-      OSError: it cannot be read, see `check_regular`; of a bucket any exception.
-    """
+    """The content of a file or of an object in a bucket; also raises what `check_regular` does."""
     check_regular(path)
     return locate(path).read_bytes()
 

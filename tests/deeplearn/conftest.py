@@ -1,5 +1,6 @@
-"""Tiny TFDS directories."""
+"""Tiny TFDS directories, and directories of runs and studies that a test may spoil."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,39 @@ def prepare(data_dir):
         return Path(builder.data_dir)
 
     return prepare
+
+
+@pytest.fixture(scope="session")
+def intact(tmp_path_factory):
+    """Directories of runs and studies, not to be changed, and what they hold."""
+    from tests.deeplearn import directories
+    from tests.deeplearn.spoiling import SAME
+
+    root = tmp_path_factory.mktemp("intact")
+    source = directories.project(root / "project")
+    directories.train(root / "a", source)
+    directories.train(root / "b", source, seed=SAME + 1)
+    directories.compare(root / "s", directories.declare())
+    directories.compare(root / "t", directories.declare(workloads={"digits_mlp": {"epochs": 5.0}}))
+    shutil.rmtree(root / "project")
+    return (
+        root,
+        directories.plain(directories.read_run(root / "a")),
+        directories.plain(directories.read_study(root / "s")),
+    )
+
+
+@pytest.fixture
+def places(intact):
+    """The Places of a test. The paths are always the same, because a run's directory holds that of its experiment."""
+    from tests.deeplearn import directories
+    from tests.deeplearn.spoiling import Places
+
+    root = intact[0]
+    work = root / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(root / "project", ignore_errors=True)
+    for name in "as":
+        shutil.copytree(root / name, work / name)
+    source = directories.project(root / "project")
+    return Places(work / "a", root / "b", work / "s", root / "t", root / "project", source)
