@@ -52,6 +52,10 @@ def provide(modules: Mapping[str, tuple[str, bytes]]) -> None:
       modules: {path below the folder that they are imported from: (their file, its content)}, such as
         {"experiments/_gpt.py": ("/home/me/deeplearn/experiments/_gpt.py", b"...")}.
     """
+    for relative in [old for old in FINDER.modules if old not in modules and _hides(old, modules)]:
+        del FINDER.modules[relative]
+        if _name(relative) in sys.modules:
+            _forget(_name(relative))
     FINDER.modules.update(modules)
     if FINDER not in sys.meta_path:
         sys.meta_path.insert(0, FINDER)
@@ -63,6 +67,21 @@ def provide(modules: Mapping[str, tuple[str, bytes]]) -> None:
 
 def _name(relative: str) -> str:
     return relative.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def _hides(old: str, modules: Mapping[str, tuple[str, bytes]]) -> bool:
+    """Whether a module of another experiment has the name of a package of these modules, or lies in one of them.
+
+    >>> [_hides(old, {"mine/part.py": ("", b"")}) for old in ("mine.py", "mine/__init__.py", "mine/other.py")]
+    [True, True, False]
+    >>> _hides("mine/part.py", {"mine.py": ("", b"")})
+    True
+    """
+    name, packages = _name(old), {_name(new) for new in modules if new.endswith("__init__.py")}
+    return any(
+        new.startswith(f"{name}.") or (name.startswith(f"{new}.") and new not in packages)
+        for new in map(_name, modules)
+    )
 
 
 def _is_loaded(name: str, path: str, content: bytes) -> bool:

@@ -71,7 +71,7 @@ def test_a_config_that_the_experiment_fills_in(tmp_path, source):
     identified = {"config": {"seed": 3, "batch_size": 128}, **REST}
     for batch_size in (0, 0, 128):
         config = {"seed": 3, "batch_size": batch_size, "mesh": ""}
-        manifest.claim(tmp_path, identified, config, source, ("train",))
+        manifest.write(tmp_path, manifest.admit(tmp_path, identified, config, source, ["train"]), source)
     written = manifest.read(tmp_path)
     assert written["config"] == {"seed": 3, "batch_size": 128, "mesh": ""} and len(written["resumed"]) == 2
     assert not any("changed" in launch for launch in written["resumed"])
@@ -153,7 +153,8 @@ def test_where_the_source_was_at_the_last_start(tmp_path, claim, source):
     identified = {"config": {name: value for name, value in CONFIG.items() if name != "mesh"}, **REST}
     identified = json.loads(json.dumps(identified))
     for file in (moved, next(tmp_path.rglob("mine.py"))):
-        written = manifest.claim(tmp_path, identified, CONFIG, Source(file), ["train"])
+        written = manifest.admit(tmp_path, identified, CONFIG, Source(file), ["train"])
+        manifest.write(tmp_path, written, Source(file))
         assert manifest.source_of(written).experiment == moved
 
 
