@@ -131,7 +131,14 @@ def identify(workload):
 
 
 def compare(declared, workload, stored, workdir: Path):
-    """All optimizers on one workload: the Outcome, and the Work done."""
+    """All optimizers on one workload: the Outcome, and the Work done.
+
+    Args:
+      declared: the Study.
+      workload: one of its.
+      stored: the History, with the identities of this start.
+      workdir: the study's directory.
+    """
     from deeplearn.commands import runs
     from deeplearn.comparison import history, live, protocol, study
 
@@ -141,8 +148,8 @@ def compare(declared, workload, stored, workdir: Path):
     for name in declared.optimizers:
         config = workload.config.copy_and_resolve_references()
         config.optimizer = name
-        # Hours after the identification: the data may be another by now.
-        experiment = runs.build_again(f"{workload.name} in {workdir}", workload.source, config, identified["data"])
+        # Hours after the identification: the data and the library's files may be others by now.
+        experiment = runs.build_again(f"{workload.name} in {workdir}", workload.source, config, identified)
         points = study.search(declared, name, config.seed)
         place = workdir / "runs" / workload.name
         result, works = protocol.run(

@@ -16,7 +16,14 @@ flags.mark_flag_as_required("workdir")
 
 
 def stored(declared, workload, workdir: Path, ids):
-    """The Outcome of the finished runs of a workload, None where there is none; says what is missing."""
+    """The Outcome of the finished runs of a workload, None where there is none; says what is missing.
+
+    Args:
+      declared: the Study.
+      workload: one of its.
+      workdir: the study's directory.
+      ids: the identities that the runs may have.
+    """
     from deeplearn.comparison import protocol, study
     from deeplearn.experiment import parse_target
 

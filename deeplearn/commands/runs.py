@@ -74,22 +74,24 @@ def build(source, config):
     return experiment.load(source).build(config)
 
 
-def build_again(place: str, source, config, fingerprint: dict[str, str]):
-    """The Experiment of a source and a config, on data that was identified before.
+def build_again(place: str, source, config, identified: dict[str, Any]):
+    """The Experiment of a source and a config, on the data and with the code that were identified before.
 
     Args:
-      place: whose data it is, for the message.
+      place: whose they are, for the message.
       source, config: as for `build`.
-      fingerprint: of the data, as deeplearn.data.fingerprint gives it.
+      identified: the identity.
 
     Raises:
-      UserError: the data has changed.
+      UserError: the data, the library's code or a version has changed since.
     """
     from deeplearn import identity
-    from deeplearn.data import fingerprint as fingerprints
+    from deeplearn.data import fingerprint
+    from deeplearn.identity import versions
 
     experiment = build(source, config)
-    identity.check(place, {"data": fingerprint}, {"data": fingerprints.fingerprint(experiment.data)}, acceptable=())
+    now = {"data": fingerprint.fingerprint(experiment.data), "versions": versions.versions(source.libraries)}
+    identity.check(place, {name: identified[name] for name in now}, now, acceptable=())
     return experiment
 
 

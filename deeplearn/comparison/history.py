@@ -73,7 +73,14 @@ def ids(history: History, workload: str) -> set[str | None]:
 
 
 def source_of(workdir: Path, history: History, workload: str, accept: Collection[str], execute_copy: bool):
-    """The Source to execute for a workload of the study; see deeplearn.identity.origin."""
+    """The Source to execute for a workload of the study.
+
+    Args:
+      workdir: the study's directory.
+      history: what it holds.
+      workload: the name.
+      accept, execute_copy: see deeplearn.identity.origin.
+    """
     entry = history.identities[workload][-1]
     return origin(workdir, sources.from_json(entry), entry.get("source"), accept, execute_copy)
 

@@ -1,6 +1,5 @@
 """The versions of what computes, and the machine and kernels that computed."""
 
-import functools
 import hashlib
 import os
 import platform
@@ -53,7 +52,6 @@ def installed(package: str) -> str | None:
         return None
 
 
-@functools.cache
 def code() -> str:
     """The first 12 hexadecimal digits of a SHA-256 of this library's code and the measurements that choose kernels."""
     root = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""manifest.json: what lies in a directory, a run or a study, what it was made with, and who is at work in it."""
+"""manifest.json: what lies in a directory, a run or a study, what it was made with, and which process works in it."""
 
 import contextlib
 import datetime

@@ -129,24 +129,27 @@ def test_the_code_that_computes(tmp_path, monkeypatch):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
-    before = versions.code.__wrapped__()
+    before = versions.code()
     changes = {}
     for name in files:
         (tmp_path / name).write_text("2")
-        changes[name] = versions.code.__wrapped__() != before
+        changes[name] = versions.code() != before
         (tmp_path / name).write_text("1")
     assert changes == {name: name != "deeplearn/commands/train.py" for name in files}
 
 
-def test_data_that_changes_while_a_study_trains():
+def test_what_changes_while_a_study_trains(monkeypatch):
+    """The data, or the library's own files."""
     source = sources.collect(experiment.find("digits_mlp"))
     config = experiment.load(source).get_config()
     data = fingerprint.fingerprint(runs.build(source, config).data)
-    assert runs.build_again("digits_mlp in s", source, config, data).config is config
-    with pytest.raises(
-        UserError, match="digits_mlp in s was made with other data: data.test is 3 examples there and 3"
-    ):
-        runs.build_again("digits_mlp in s", source, config, {**data, "test": "3 examples"})
+    identified = {"data": data, "versions": versions.versions()}
+    assert runs.build_again("digits_mlp in s", source, config, identified).config is config
+    with pytest.raises(UserError, match="digits_mlp in s was made with other data: data.test is 3 examples there and"):
+        runs.build_again("digits_mlp in s", source, config, {**identified, "data": {**data, "test": "3 examples"}})
+    monkeypatch.setattr(versions, "code", lambda: "edited")
+    with pytest.raises(UserError, match="other versions: versions.deeplearn is .* and 0.1.0, code edited here"):
+        runs.build_again("digits_mlp in s", source, config, identified)
 
 
 @pytest.mark.parametrize("name", versions.VARIABLES)
