@@ -1,14 +1,9 @@
 """manifest.json: what lies in a directory, a run or a study, what it was made with, and which process works in it."""
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
-import pathlib
-import platform
-import shlex
-import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +13,7 @@ from deeplearn import files, identity
 from deeplearn.errors import UserError
 from deeplearn.files import in_bucket, locate, writing
 from deeplearn.identity import source as sources
-from deeplearn.identity import versions
+from deeplearn.training import start
 
 MANIFEST = "manifest.json"
 STUDY = "study.json"
@@ -63,7 +58,7 @@ def admit(
       UserError: the directory holds something else.
     """
     check_kind(workdir, "run")
-    launch = {**started(command), "id": identity.digest(identified)}
+    launch = {**start.describe(command), "id": identity.digest(identified)}
     place = sources.as_json(source)
     rest = {name: section for name, section in identified.items() if name != "config"}
     if exists(workdir):
@@ -101,7 +96,7 @@ def write(workdir: str | os.PathLike, manifest: Mapping[str, Any], source: sourc
 
 def write_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str, command: Sequence[str]) -> dict:
     """Record a start of the study in `workdir`: kind, the study, the file that declares it, and how it was started."""
-    launch = started(command)
+    launch = start.describe(command)
     if exists(workdir):
         manifest = read(workdir, "study")
         manifest["resumed"].append(launch)
@@ -109,21 +104,6 @@ def write_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str,
         manifest = {"kind": "study", "config": study, "experiment": path, **launch, "resumed": []}
     files.write_json(locate(workdir) / MANIFEST, manifest)
     return manifest
-
-
-def started(command: Sequence[str]) -> dict[str, Any]:
-    """When, where and how a run starts."""
-    import jax
-
-    device, *others = jax.devices()
-    return {
-        "command": shlex.join(command),
-        "git": _git(pathlib.Path(__file__).parent),
-        "python": platform.python_version(),
-        "devices": {"platform": device.platform, "kind": device.device_kind, "count": 1 + len(others)},
-        "cores": versions.cores(),
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
 
 
 def kind(workdir: str | os.PathLike) -> str | None:
@@ -288,17 +268,3 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
-
-
-def _git(directory: pathlib.Path) -> dict[str, Any] | None:
-    """Commit and whether anything tracked differs from it; None outside git, or without git."""
-
-    def run(*arguments: str) -> str:
-        command = ["git", "-C", str(directory), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        commit = run("rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(run("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return None

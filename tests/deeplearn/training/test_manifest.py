@@ -178,31 +178,6 @@ def test_checkpoints_without_a_manifest(tmp_path, claim):
     assert not manifest.exists(tmp_path) and claim()["id"] == written["id"]
 
 
-def test_git(tmp_path):
-    def git(*arguments):
-        names = ["-c", "user.name=n", "-c", "user.email=e@x"]
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    assert manifest._git(tmp_path) is None
-    git("init")
-    assert manifest._git(tmp_path) is None  # nothing committed
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
-    git("commit", "-m", "first")
-    assert manifest._git(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "b").write_text("1")
-    assert not manifest._git(tmp_path)["dirty"]
-    (tmp_path / "a").write_text("2")
-    assert manifest._git(tmp_path)["dirty"]
-
-
-def test_no_git_at_all(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert manifest._git(tmp_path) is None
-
-
 @pytest.mark.parametrize(
     "content",
     [
