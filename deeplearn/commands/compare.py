@@ -130,7 +130,7 @@ def identify(workload):
     return identified
 
 
-def compare(declared, workload, stored, workdir: Path):
+def compare(declared, workload, stored, workdir: Path, pressed):
     """All optimizers on one workload: the Outcome, and the Work done.
 
     Args:
@@ -138,6 +138,7 @@ def compare(declared, workload, stored, workdir: Path):
       workload: one of its.
       stored: the History, with the identities of this start.
       workdir: the study's directory.
+      pressed: the event that Ctrl-C sets; the runs end at the next evaluation.
     """
     from deeplearn.commands import runs
     from deeplearn.comparison import history, live, protocol, study
@@ -146,6 +147,8 @@ def compare(declared, workload, stored, workdir: Path):
     seeds, ids = study.seeds(declared, workload), history.ids(stored, workload.name)
     identified = stored.identities[workload.name][-1]
     for name in declared.optimizers:
+        if pressed.is_set():
+            raise KeyboardInterrupt
         config = workload.config.copy_and_resolve_references()
         config.optimizer = name
         # Hours after the identification: the data and the library's files may be others by now.
@@ -159,7 +162,7 @@ def compare(declared, workload, stored, workdir: Path):
             points,
             seeds,
             declared.reruns,
-            live.follow(name),
+            live.stopping(live.follow(name), pressed),
             declared.together,
             lanes=declared.lanes,
             identity=identified["id"],
@@ -179,7 +182,7 @@ def main() -> int:
     from deeplearn.comparison import history, report, study
     from deeplearn.errors import UserError
     from deeplearn.identity import source
-    from deeplearn.training import manifest
+    from deeplearn.training import loop, manifest
 
     cluster.alone("compare")
     runs.prepare_jax(divide=True)
@@ -205,7 +208,8 @@ def main() -> int:
             if len(declared.workloads) > 1:
                 print(f"\n{workload.name}")
             try:
-                outcome, done = compare(declared, workload, stored, workdir)
+                with loop.stop_signals() as pressed:
+                    outcome, done = compare(declared, workload, stored, workdir, pressed)
             except KeyboardInterrupt:
                 print(
                     f"\nstopped; the runs that were finished are in {workdir}, and the same command goes on with them"

@@ -1,6 +1,7 @@
 """The line that an optimizer has while its runs train, and when they have."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,20 @@ import numpy as np
 from deeplearn.comparison.protocol import Live, Outcome, Work
 
 EVERY = 30.0  # seconds between lines where there is no terminal to rewrite one on
+
+
+def stopping(tell: Callable[[Live], None], pressed: threading.Event) -> Callable[[Live], None]:
+    """`tell`, which raises KeyboardInterrupt once the event is set.
+
+    A signal's handler must not raise it: Python drops what is raised within a callback of the garbage collector.
+    """
+
+    def told(live: Live) -> None:
+        tell(live)
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    return told
 
 
 def follow(label: str, stream=None, clock=time.monotonic) -> Callable[[Live], None]:

@@ -1,6 +1,8 @@
 import io
+import threading
 
 import numpy as np
+import pytest
 
 from deeplearn.comparison import lanes, live
 from deeplearn.comparison.protocol import Live, Work
@@ -40,3 +42,13 @@ def test_when_the_runs_have_ended(outcomes):
     assert line.startswith("quick          6 runs of 40 steps in 1.0 s, after 2.0 s of compilation; 6 in one program")
     assert line.endswith("3 diverged, best accuracy 0.9")
     assert live.ended(outcomes[0], []) == ["quick          all runs are there already; 3 diverged, best accuracy 0.9"]
+
+
+def test_runs_stop_at_the_next_report():
+    told, pressed = [], threading.Event()
+    tell = live.stopping(told.append, pressed)
+    tell("first")
+    pressed.set()
+    with pytest.raises(KeyboardInterrupt):
+        tell("second")
+    assert told == ["first", "second"]

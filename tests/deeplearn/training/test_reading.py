@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import resource
@@ -67,8 +68,11 @@ def test_too_many_open_files(directory):
     @contextlib.contextmanager
     def few_files(free):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        number = len(os.listdir("/proc/self/fd")) - 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number + free, hard))
+        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        numbers = (
+            number for number in range(soft) if number not in used or not os.path.exists(f"/proc/self/fd/{number}")
+        )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(numbers, free, None)), hard))
         try:
             yield
         finally:
