@@ -63,8 +63,10 @@ def test_a_changed_model(run, fragile, tmp_path):
     assert run(*command)[0] == 0
     source = fragile.read_text()
     fragile.write_text(source.replace("nn.Dense(10)", "nn.Dense(10, use_bias=False)"))
-    fails(run(*command), "another model")
-    fails(run("evaluate", "--workdir=run"), "another model")
+    fails(run(*command), "was made with other source: source.experiment is")
+    fails(run(*command, "--accept=source"), "another model")
+    fails(run("evaluate", "--workdir=run"), "experiment changed or is gone")
+    fails(run("evaluate", "--workdir=run", "--accept=source"), "another model")
     fragile.write_text(source)
     status, _, err = run("evaluate", "--workdir=run")
     assert status == 0, err
