@@ -125,9 +125,23 @@ def test_remat_changes_nothing_but_memory(name):
     assert "remat" in str(jax.make_jaxpr(run("full"))(params))
 
 
+def nudged(tree, seed):
+    """Each float32 number one unit in the last place up or down, by chance."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    toward = [
+        jnp.where(jax.random.bernoulli(k, shape=a.shape), jnp.inf, -jnp.inf) for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, list(map(jnp.nextafter, leaves, toward)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_vmap_over_parameters_is_a_loop(name):
-    """Up to rounding of the largest: of a scale before another batch norm, a gradient is what cancels of such."""
+    """Up to rounding: to what the last place of the parameters decides, which the gradient's condition magnifies.
+
+    MobileNet's last blocks see one pixel of three examples, and their norms divide by almost nothing: there this is
+    a tenth of some gradients. Of the other models it is 5e-6 at most.
+    """
     model, params, state, x = setup(name)
 
     def gradient(params, state):
@@ -135,17 +149,16 @@ def test_vmap_over_parameters_is_a_loop(name):
 
     lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf + 0.1]), (params, state))
     found = jit(jax.vmap(gradient))(*lanes)
-    gradient = jit(gradient)
+    gradient, nudge = jit(gradient), jit(nudged)
     for i in range(2):
-        expected = gradient(*jax.tree.map(lambda leaf, i=i: leaf[i], lanes))
-        least = 1e-6 + 3e-7 * max(np.abs(b).max() for b in jax.tree.leaves(expected))
-        jax.tree.map(
-            lambda a, b, i=i, least=least: np.testing.assert_allclose(
-                a[i], b, rtol=1e-3, atol=1e-3 * np.abs(b).max() + least
-            ),
-            found,
-            expected,
-        )
+        lane = jax.tree.map(lambda leaf, i=i: leaf[i], lanes)
+        near = [gradient(*nudge(lane, seed)) for seed in range(4)]
+        for (path, expected), value, *others in zip(
+            jax.tree.leaves_with_path(gradient(*lane)), *map(jax.tree.leaves, (found, *near)), strict=True
+        ):
+            moved = max(np.abs(other - expected).max() for other in others)
+            bound = 8 * moved + 1e-6 * np.abs(expected).max()
+            np.testing.assert_allclose(value[i], expected, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
 
 
 def test_a_language_model_does_not_look_ahead():
