@@ -44,7 +44,7 @@ TWICE = ("start", "crashed")  # what machines that are being taken away bring ab
 
 
 class Look(NamedTuple):
-    """What was found, and what is to be done about it.
+    """The state of the resource or of the command, and the next action.
 
     Fields:
       action: create, wait, replace, install, start, or one of ENDS.
@@ -153,16 +153,16 @@ def look(tpu: gcloud.Tpu) -> Look:
     if action != "look":
         return Look(action, f"{state}: {why}" if why else state, state)
     try:
-        found = all_workers(*gcloud.call(status(tpu), explain(tpu)))
+        workers = all_workers(*gcloud.call(status(tpu), explain(tpu)))
     except gcloud.Failed:
         node = read_node(_seen(tpu, gcloud.node(tpu), "ABSENT"))
         if node in GONE:
             return Look("replace", f"its node is {node}", state)
         raise
-    action, number = judge([how for _, how, _ in found]), len(found)
-    host, how, last = found[0]
+    action, number = judge([how for _, how, _ in workers]), len(workers)
+    host, how, last = workers[0]
     if action in ("failed", "crashed"):
-        host, how, last = next(worker for worker in found if worker[1] not in ("running", "stopped", "143", "0"))
+        host, how, last = next(worker for worker in workers if worker[1] not in ("running", "stopped", "143", "0"))
     return Look(action, f"{number} worker{'s' * (number > 1)}; {host} {how}: {last}", state)
 
 
@@ -210,7 +210,7 @@ def follow(
       times: how patient to be.
       say: gets a line for people when there is something new.
       token: returns the token of a start.
-      repair: begin anew also what had ended before; False: only watch, and return the first action that is needed.
+      repair: restart a command that ended before, too; False: only watch, and return the first action that is needed.
 
     Returns:
       One of ENDS; without `repair`, any action but "wait".
@@ -246,7 +246,7 @@ def follow(
             else:
                 lost, idle, installs, before = lost + 1, idle + 1, 0, Look("", "", now.state)
                 if lost > times.retries:
-                    raise UserError(f"lost {lost} times, more than --retries; its last checkpoint is whole")
+                    raise UserError(f"lost {lost} times, more than --retries; its last checkpoint is intact")
                 replace = now.action == "replace"
                 carry_out(tpu, [gcloud.delete(tpu) if replace else start(tpu, command, token())])
                 times.sleep(pause(idle, times.every))

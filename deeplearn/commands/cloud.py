@@ -84,8 +84,8 @@ def on_workers() -> list[str]:
 
 def own_token() -> str:
     """The user's DEEPLEARN_TOKEN, from --env or from the environment; empty if there is none."""
-    given = [value for name, _, value in (pair.partition("=") for pair in ENV.value) if name == TOKEN]
-    return given[-1] if given else os.environ.get(TOKEN, "")
+    tokens = [value for name, _, value in (pair.partition("=") for pair in ENV.value) if name == TOKEN]
+    return tokens[-1] if tokens else os.environ.get(TOKEN, "")
 
 
 def pasteable(line: list[str], own: bool) -> str:

@@ -151,9 +151,9 @@ def _misshapen(content: Mapping[str, Any]) -> str | None:
     if not workloads or not named(workloads, dict) or not all("experiment" in fields for fields in workloads.values()):
         return "workloads"
     entries = [entry for entries in kept.values() for entry in entries] if named(kept, list) else [None]
-    whole = all(isinstance(entry, dict) and isinstance(entry.get("config"), dict) for entry in entries)
+    well_formed = all(isinstance(entry, dict) and isinstance(entry.get("config"), dict) for entry in entries)
     declared = workloads if "identities" in content else {}
-    if not whole or not all(kept.get(name) for name in declared):
+    if not well_formed or not all(kept.get(name) for name in declared):
         return "identities"
     # A file that was edited by hand, its checksum deleted: its runs were not made with what it says.
     sections = [{name: entry[name] for name in identity.SECTIONS if name in entry} for entry in entries]

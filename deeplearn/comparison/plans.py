@@ -69,7 +69,7 @@ def read(directory: Path, optimizer: str) -> Plans:
     except (KeyError, TypeError, ValueError):
         # Deleting is safe: each record has the digest of its entry, and `check_orphans` compares it with the new one.
         raise UserError(
-            f"{file} is damaged; restore it, or delete it and run the same command again: that makes the plan anew, and"
+            f"{file} is damaged; restore it, or delete it and run the same command again: that makes a new plan, and"
             " trains nothing if the finished runs do not fit it"
         ) from None
     if owner != optimizer or stems != {phase: [_stems(e, optimizer, phase) for e in plan[phase]] for phase in PHASES}:
@@ -147,14 +147,14 @@ def check_entry(file: Path, entry: Entry, together: bool | None, lanes: int | No
     if entry.devices != count:
         raise UserError(
             f"{file} has a plan for {entry.devices} device{'s' * (entry.devices > 1)}, and there are {count} here, with"
-            f" which the runs get other bits; use {entry.devices}, or plan the missing runs anew with"
+            f" which the runs get other bits; use {entry.devices}, or make a new plan for the missing runs with"
             " --accept=implementations"
         )
     if differs(entry, together, lanes):
         wanted = [HOW[together]] * (together is not None) + [f"{lanes} lanes"] * (lanes is not None)
         raise UserError(
             f"{file} plans the missing runs with {entry}, and {', '.join(wanted)} would give other bits; leave"
-            " that choice out, or plan the missing runs anew with --accept=implementations"
+            " that choice out, or make a new plan for the missing runs with --accept=implementations"
         )
 
 
@@ -171,14 +171,14 @@ def orphans(
 
 
 def check_orphans(file: Path, entry: Entry, optimizer: str, phase: str, digests: Sequence[str]) -> None:
-    """Raise UserError if finished runs that no stored entry has were not trained by `entry`, made for them anew.
+    """Raise UserError if finished runs that no stored entry has were not trained by `entry`, made for them now.
 
     digests: those in the records of these runs.
     """
     if set(digests) - {digest(entry, optimizer, phase)}:
         raise UserError(
             f"{file} lacks the plan of finished runs, and a new plan ({entry}) is not theirs; restore the file, choose"
-            " another --workdir, or plan the missing runs anew with --accept=implementations"
+            " another --workdir, or make a new plan for the missing runs with --accept=implementations"
         )
 
 

@@ -140,7 +140,7 @@ def run(
       lanes: how many of them one program trains; None: by rule.
       identity: the hash of everything that can change the runs' numbers, kept in each record.
       accepted: the identities that finished runs may have besides this one, see store.records; None: any.
-      replan: plan the missing runs anew where their plan is for other devices, or for other lanes than those chosen.
+      replan: make a new plan for the missing runs if theirs is for other devices, or for other lanes than those chosen.
 
     Returns:
       The Result, and the Work of each sweep: none where every run was finished.

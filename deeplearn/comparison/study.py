@@ -202,5 +202,5 @@ def title(study: Study) -> str:
 
 def as_json(study: Study) -> dict[str, Any]:
     """The fields that `make` takes, every config in full, as JSON has them."""
-    whole = {w.name: {"experiment": str(w.source.experiment), **w.config.to_dict()} for w in study.workloads}
-    return json.loads(json.dumps({**study._asdict(), "workloads": whole}))
+    workloads = {w.name: {"experiment": str(w.source.experiment), **w.config.to_dict()} for w in study.workloads}
+    return json.loads(json.dumps({**study._asdict(), "workloads": workloads}))

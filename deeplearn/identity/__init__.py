@@ -93,17 +93,17 @@ def check(
     Raises:
       UserError: other sections differ; one line names each difference.
     """
-    found = differences(there, here)
-    if refused := [section for section in found if section not in accept]:
-        lines = [line for section in refused for line in found[section]]
+    differing = differences(there, here)
+    if refused := [section for section in differing if section not in accept]:
+        lines = [line for section in refused for line in differing[section]]
         old = fields(there["config"]) if "config" in refused else {}
-        name = found["config"][0].split(" ", 1)[0].removeprefix("config.") if old else ""
+        name = differing["config"][0].split(" ", 1)[0].removeprefix("config.") if old else ""
         hint = f" (--config.{name}={old[name]})" if name in old else ""
         remedy = f"choose another --workdir, or put that back{hint}"
         if set(refused) <= set(acceptable):
             remedy += f", or go on with it and record it: --accept={','.join([*accept, *refused])}"
         raise UserError(f"{place} was made with other {', '.join(refused)}: {', '.join(lines)}; {remedy}")
-    return [line for lines in found.values() for line in lines]
+    return [line for lines in differing.values() for line in lines]
 
 
 def parse_accept(names: Collection[str]) -> tuple[str, ...]:

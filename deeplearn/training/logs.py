@@ -41,7 +41,7 @@ def open_logs(workdir: str | os.PathLike, resume_step: int | None = None) -> Log
     Args:
       workdir: an existing directory.
       resume_step: the step of the checkpoint that the run goes on from; what an earlier attempt wrote of later
-        steps is dropped, in one atomic replacement. None: the run starts anew, and what an earlier attempt wrote
+        steps is dropped, in one atomic replacement. None: the run starts at step 0, and what an earlier attempt wrote
         is kept as metrics.jsonl.1 (or .2, .3, the first that is free).
 
     Raises:
