@@ -103,7 +103,17 @@ def check_target(target: Target | None, task, data) -> Target | None:
 def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=None) -> Experiment:
     """The experiment of a config: its optimizer and schedule by name, its regularizers, its budget in steps.
 
-    `optimizer` may be a `deeplearn.optimizers.Optimizer` of one's own, in place of the config's.
+    Args:
+      config: the numbers, see `deeplearn.config`.
+      task: of this learning problem, before the config's regularizers.
+      data: the splits.
+      model: the Flax module, for the picture of the network.
+      optimizer: a `deeplearn.optimizers.Optimizer` in place of the config's.
+      rules: where parameters lie on a mesh, see `deeplearn.parallel.placement`.
+      tokenizer: of the texts, for `generate`.
+
+    Raises:
+      UserError: a value of the config is not possible.
     """
     configs.check(config)
     size = len(data.train)

@@ -14,7 +14,13 @@ _ORDINARY = re.compile(rf"[a-z][a-z0-9_]*(\([a-z][a-z0-9_]*=({_VALUE})(, ?[a-z][
 
 
 def path(directory: Path, optimizer: str, phase: str, run: Run) -> Path:
-    """The file of a run: hyperparameters and seed, of "tune" or "final".
+    """The file of a run.
+
+    Args:
+      directory: of the workload.
+      optimizer: as written, with its arguments.
+      phase: "tune" or "final".
+      run: hyperparameters and seed.
 
     >>> path(Path("runs"), "adam(b1=0.8)", "tune", ({"learning_rate": 0.1}, 3)).as_posix()
     'runs/adam-b1-0.8/tune-695828476d-3.json'

@@ -88,7 +88,13 @@ def write(directory: Path, optimizer: str, plan: Plans) -> None:
 
 
 def note(entry: Entry, optimizer: str, phase: str, run: Run) -> dict[str, Any]:
-    """What a record keeps of its plan: the run's position in the entry, and the entry's digest."""
+    """What a record keeps of its plan: the run's position in the entry, and the entry's digest.
+
+    Args:
+      entry: the part of the plan that has the run.
+      optimizer, phase: of the entry.
+      run: hyperparameters and seed, one of the entry's.
+    """
     return {
         "together": entry.together,
         "lanes": entry.lanes,
@@ -142,7 +148,13 @@ def differs(entry: Entry, together: bool | None, lanes: int | None) -> bool:
 
 
 def check_entry(file: Path, entry: Entry, together: bool | None, lanes: int | None) -> None:
-    """Raise UserError if an entry `differs`."""
+    """Raise UserError if an entry `differs`.
+
+    Args:
+      file: of the plan, for the message.
+      entry: the stored part of the plan.
+      together, lanes: as the user chose them; None: not chosen.
+    """
     count = jax.device_count()
     if entry.devices != count:
         raise UserError(
@@ -163,7 +175,13 @@ def orphans(
 ) -> list[tuple[Run, str]]:
     """The finished runs whose records name an entry that is not stored, each with that entry's digest.
 
-    There are such runs when the file of the plan is lost. Records of before plans name none.
+    There are such runs when the file of the plan is lost. Records from before there were plans name none.
+
+    Args:
+      entries: the stored ones.
+      optimizer, phase: of the entries and of the runs.
+      runs: hyperparameters and seed each, all of them finished.
+      records: one for each run.
     """
     stored = {digest(entry, optimizer, phase) for entry in entries}
     named = [(run, (record.get("plan") or {}).get("digest")) for run, record in zip(runs, records, strict=True)]
@@ -173,7 +191,11 @@ def orphans(
 def check_orphans(file: Path, entry: Entry, optimizer: str, phase: str, digests: Sequence[str]) -> None:
     """Raise UserError if finished runs that no stored entry has were not trained by `entry`, made for them now.
 
-    digests: those in the records of these runs.
+    Args:
+      file: of the plan, for the message.
+      entry: a new plan for these runs.
+      optimizer, phase: of the runs.
+      digests: those in the records of these runs.
     """
     if set(digests) - {digest(entry, optimizer, phase)}:
         raise UserError(

@@ -99,7 +99,15 @@ def follow(target: Target | None, runs: int, progress: Callable[[Live], None]):
 
 
 def judge(points, seeds, reruns: int, target: Target | None, finish: Callable[..., Sweep]) -> Result:
-    """Tune, choose, run again: `finish(phase, runs)` gives the finished runs of "tune" and of "final"."""
+    """Tune, choose the best point, and run that again with fresh seeds.
+
+    Args:
+      points: hyperparameters, dicts of floats.
+      seeds: of the tuning; the fresh ones begin FRESH after the first.
+      reruns: the number of fresh seeds; 0: the tuning runs are the result.
+      target: who reaches it first wins; None: the best by the metric that `goal_of` chooses.
+      finish: `finish(phase, runs)` returns the finished runs of "tune" or of "final".
+    """
     tuned = finish("tune", [(point, seed) for point in points for seed in seeds])
     goal, metric = goal_of(target, tuned.curves)
     best = table.best_point(tuned, metric, goal)

@@ -17,7 +17,13 @@ __all__ = ["Run", "folder", "identity", "missing", "path", "read", "records", "s
 
 
 def missing(directory: Path, optimizer: str, phase: str, runs: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are not finished."""
+    """Those of the runs that are not finished.
+
+    Args:
+      directory: of the workload.
+      optimizer, phase: of the runs, see `names.path`.
+      runs: hyperparameters and seed each.
+    """
 
     def exists(file):
         with checked.reading(file):

@@ -259,6 +259,15 @@ def sweep(
     together: bool | None = None,
     lanes: int | None = None,
 ) -> tuple[Sweep, planning.Plan]:
-    """Train every run: the results, and how the runs shared the devices; see `prepare` and `train`."""
+    """Train every run: the results, and how the runs shared the devices.
+
+    Args:
+      name: of the optimizer, with its arguments.
+      experiment: what each run trains.
+      runs: hyperparameters and seed each.
+      test: evaluate on the test split at the end, too.
+      report: called at each evaluation, see `train`.
+      together, lanes: see `prepare`.
+    """
     prepared = prepare(name, experiment, runs, together=together, lanes=lanes)
     return combine(list(train(prepared, test=test, report=report))), prepared.plan

@@ -217,6 +217,12 @@ def fetch(dl_manager, files, mirrors, infos: dict[str, UrlInfo]) -> dict[str, Pa
     """The path of each file: in the manual directory, or downloaded from the first mirror that has the right one.
 
     TFDS keeps what it has downloaded, and does not verify it when it is used again: it is verified here.
+
+    Args:
+      dl_manager: TFDS's download manager.
+      files: their names.
+      mirrors: addresses in front of a name.
+      infos: size and SHA-256 by address.
     """
     absent = missing(dl_manager, files)
     failures, wrong = [], None

@@ -33,12 +33,19 @@ def load(
     its vocabulary; each tokenizer's are kept in a file of their own. Windows for training reach a `margin` further.
 
     Train, validation and test are TFDS's, texts of their own; see `windows` for how each is cut, and `encode` for the
-    numbers. The directories are those of `datasets.load`: any data set that was prepared there as ArrayRecord, with a
-    feature `text` and the three splits, can be loaded, and tiny_shakespeare is prepared if it is not. A split of many
-    examples is read as one text, end to end. The files are verified before use, see `integrity` and `cache`.
+    numbers. Any data set that was prepared as ArrayRecord, with a feature `text` and the three splits, can be loaded;
+    tiny_shakespeare is prepared if it is not. A split of many examples is read as one text, end to end. The files are
+    verified before use, see `integrity` and `cache`.
 
-    Raises UserError for a name that is unknown, for data that is absent, damaged or not as expected, and for a length
-    that does not fit.
+    Args:
+      name: of the data set.
+      length: tokens of a window, without the one that follows.
+      tokenizer: None: characters.
+      margin: tokens by which windows for training are longer.
+      data_dir, manual_dir: those of `datasets.load`.
+
+    Raises:
+      UserError: an unknown name; data that is absent, damaged or not as expected; a length that does not fit.
     """
     if data := blank.windows(name, length, margin, tokenizer):
         return data

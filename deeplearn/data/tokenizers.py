@@ -58,7 +58,13 @@ def load(
 ) -> Tokenizer:
     """The tokenizer of this name for a text data set: "characters", those of its `text.vocabulary`, or "gpt2".
 
-    The directories are those of `text.load` and of `gpt2`. Raises UserError for a name that is unknown.
+    Args:
+      name: "characters" or "gpt2".
+      dataset: the name of the text data set.
+      data_dir, manual_dir: those of `text.load` and of `gpt2`.
+
+    Raises:
+      UserError: an unknown name.
     """
     if name == "characters":
         return characters(text.vocabulary(dataset, data_dir=data_dir, manual_dir=manual_dir))

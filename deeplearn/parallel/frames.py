@@ -52,6 +52,12 @@ class Channel:
 def encode(key: bytes, label: str, message: Any, limit: int = LIMIT) -> bytes:
     """The frame of a message.
 
+    Args:
+      key: the shared secret.
+      label: sender, receiver and sequence number; the HMAC covers it.
+      message: what JSON can hold.
+      limit: bytes of the payload that a receiver accepts.
+
     Raises:
       ValueError: it is longer than a receiver accepts.
     """
@@ -85,6 +91,10 @@ def decode(key: bytes, label: str, mac: bytes, payload: bytes) -> dict[str, Any]
 
     >>> decode(b"key", "a", *HEADER.unpack(encode(b"key", "a", {})[:36])[1:], b"{}")
     {}
+
+    Args:
+      key, label: as for `encode`.
+      mac, payload: as `read` returns them.
 
     Raises:
       WrongKey: the HMAC is that of another key, label or payload.

@@ -97,7 +97,14 @@ def meet(
 
 
 def opened(rank: int, count: int, peers: dict[int, frames.Channel], silence: float = SILENCE) -> Wire:
-    """The wire over these channels, with its threads: one that listens to each peer, and one for heartbeats."""
+    """The wire over these channels, with its threads: one that listens to each peer, and one for heartbeats.
+
+    Args:
+      rank: of this process.
+      count: of the processes.
+      peers: a channel for each rank; process 0 has all others, the others have process 0.
+      silence: seconds without a message after which a peer counts as hung.
+    """
     now = time.monotonic()
     wire = Wire(rank, count, peers, silence)
     wire.said = {peer: queue.Queue(UNASKED) for peer in peers}

@@ -95,7 +95,14 @@ def write(workdir: str | os.PathLike, manifest: Mapping[str, Any], source: sourc
 
 
 def write_study(workdir: str | os.PathLike, study: Mapping[str, Any], path: str, command: Sequence[str]) -> dict:
-    """Record a start of the study in `workdir`: kind, the study, the file that declares it, and how it was started."""
+    """Record a start of the study in `workdir`: kind, the study, the file that declares it, and how it was started.
+
+    Args:
+      workdir: the directory of the study.
+      study: its fields, see `comparison.study.as_json`.
+      path: of the file that declares it.
+      command: the words of the command line.
+    """
     launch = start.describe(command)
     if exists(workdir):
         manifest = read(workdir, "study")
