@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: install peers chips lint test compare benchmark lock clean
+.PHONY: install peers chips lint test mutants compare benchmark lock clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,10 @@ compare: install
 
 test: install
 	$(RUN) -m pytest -q --numprocesses=2 --dist=worksteal
+
+# Whether the tests notice wrong code: makes small changes, one at a time, and runs the tests that should fail.
+mutants: peers
+	$(RUN) tests/mutants/run.py
 
 lint: install
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

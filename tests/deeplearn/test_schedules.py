@@ -85,6 +85,20 @@ def test_every_factor_is_a_fraction_and_every_warmup_rises(name, warmup, steps):
     assert factors[0] > 0
 
 
+@pytest.mark.parametrize(
+    "text, end",
+    [
+        ("linear", 0.0),
+        ("linear(final=0.1)", 0.1),
+        ("cosine(final=0.2)", 0.2),
+        ("exponential", 0.01),
+        ("one_cycle", 4e-6),
+    ],
+)
+def test_after_its_end_a_schedule_stays(text, end):
+    np.testing.assert_allclose(values(text, 100, 160)[100:], end, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("time, steps", [(0.1, 100), (0.25, 250), (1, 1), (40, 40), (0.999, 999)])
 def test_a_time_below_one_is_a_fraction_of_the_run(time, steps):
     assert schedules.in_steps(time, 1000) == steps

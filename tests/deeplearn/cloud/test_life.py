@@ -185,19 +185,20 @@ def test_a_run_that_is_stopped_stays(cloud):
 
 
 @pytest.mark.parametrize(
-    "answer, status",
+    "answer, status, tries",
     [
-        ([refuses("UNAVAILABLE"), says("")], 0),
-        ([refuses("Reauthentication failed. Please run: gcloud auth login"), says("")], 0),
-        ([ABSENT], 0),
-        ([refuses("UNAVAILABLE")], 2),
+        ([refuses("UNAVAILABLE"), says("")], 0, 2),
+        ([refuses("UNAVAILABLE")] * 3 + [says("")], 0, 4),
+        ([refuses("Reauthentication failed. Please run: gcloud auth login"), says("")], 0, 2),
+        ([ABSENT], 0, 1),
+        ([refuses("UNAVAILABLE")], 2, 4),
     ],
 )
-def test_the_last_deletion(cloud, answer, status):
-    """What is not deleted goes on costing; a resource that is gone is never asked for again."""
+def test_the_last_deletion(cloud, answer, status, tries):
+    """What is not deleted goes on costing; a resource that is gone is never asked for again. --retries=3."""
     looks = [workers("running"), workers("0")]
     ended, out, err, kinds = cloud(*RUN, describe=[state("ACTIVE")], status=looks, delete=answer)
-    assert ended == status and "create" not in kinds
+    assert ended == status and "create" not in kinds and kinds.count("delete") == tries
     assert ("goes on costing" in err and "gcloud compute tpus queued-resources delete mnist" in err) == (status == 2)
 
 

@@ -1,7 +1,10 @@
 """A tiny GPT is trained and writes, as people would have it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -33,10 +36,6 @@ def build(config):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, home):
-    import os
-    import subprocess
-    import sys
-
     from tests.deeplearn.commands.conftest import ROOT
 
     folder = tmp_path_factory.mktemp("alphabet")
@@ -70,6 +69,36 @@ def test_it_writes_on(run, trained, flags):
     status, out, err = run("generate", f"--workdir={trained}", "--prompt=cd", "--tokens=40", *flags)
     assert (status, err) == (0, "")
     assert out == ("abcdef" * 8)[2:44] + "\n"
+
+
+AVERAGED = """
+import sys
+import jax
+from deeplearn.commands import generate, launch, runs
+
+restore = runs.restore
+
+def restored(*arguments):
+    experiment, program, checkpoint = restore(*arguments)
+    average, state = checkpoint.state.params, checkpoint.state
+    optimizer = experiment.optimizer._replace(evaluation_params=lambda opt_state, params: average)
+    last = state._replace(params=jax.tree.map(lambda x: 0 * x, state.params))
+    return experiment._replace(optimizer=optimizer), program, checkpoint._replace(state=last)
+
+runs.restore = restored
+sys.exit(launch.run(generate, sys.argv))
+"""
+
+
+def test_it_writes_with_the_parameters_that_are_evaluated(trained, tmp_path):
+    """Those of an average, not those of the last step."""
+    from tests.deeplearn.commands.conftest import ROOT
+
+    flags = [f"--workdir={trained}", "--prompt=cd", "--tokens=10", "--temperature=0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", AVERAGED, *flags]
+    out = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (out.stdout, out.returncode) == ("cdefabcdefab\n", 0), out.stderr
 
 
 def test_a_seed_writes_the_same_again(run, trained):

@@ -92,3 +92,19 @@ def test_a_text_does_not_share_its_directory_with_the_text_of_that_name(text):
 )
 def test_studies_of_before_find_their_directories(text, name):
     assert names.folder(text) == name
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (({"a": 1.0, "b": 2.0}, 0), ({"a": 2.0, "b": 1.0}, 0)),
+        (({"a": 1.0}, 0), ({"b": 1.0}, 0)),
+        (({"a": 1.0}, 0), ({"a": 1.0}, 1)),
+        (({"a": 0.1}, 0), ({"a": 0.1 + 2e-17}, 0)),
+    ],
+)
+def test_no_two_runs_share_a_file(one, other):
+    same = one == other
+    assert (names.stem("adam", "tune", one) == names.stem("adam", "tune", other)) is same
+    assert names.stem("adam", "tune", one) != names.stem("adam", "final", one)
+    assert names.stem("adam", "tune", one) != names.stem("nadam", "tune", one)

@@ -78,6 +78,19 @@ def test_lanes_do_not_depend_on_how_they_are_run():
         np.testing.assert_allclose(other.test["loss"], one.test["loss"], rtol=2e-3)
 
 
+def test_the_test_column_is_of_the_test_split():
+    result, _ = sweeps.sweep("adam", build(), runs([0.01], [0, 1]), test=True)
+    compiled = program.build(build(optimizer="adam", learning_rate=0.01))
+    state = compiled.init()
+    while int(state.step) < int(result.steps[-1]):
+        length = int(result.steps[0])
+        state, _ = compiled.chunk(state, compiled.feed.data(int(state.step), length), length)
+    tested, validated = (float(compiled.evaluate(state, split)["loss"]) for split in ("test", "validation"))
+    assert result.test["loss"][0] == pytest.approx(tested, rel=2e-3)
+    assert result.curves["validation/loss"][0, -1] == pytest.approx(validated, rel=2e-3)
+    assert abs(tested - validated) > 0.01
+
+
 def test_shapes_and_axes():
     calls = []
     result, _ = sweeps.sweep("adam", build(), runs([0.001, 0.01], [0, 1, 2]), report=lambda *at: calls.append(at))

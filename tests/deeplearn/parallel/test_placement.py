@@ -197,6 +197,17 @@ def test_the_state_follows_its_parameters(tx, prefixes):
     assert got == {f"{prefix}/{path}": spec for prefix in followers for path, spec in kernels.items()}
 
 
+@pytest.mark.parametrize("size, divided", [(placement.MIN_SIZE - 8, False), (placement.MIN_SIZE, True)])
+def test_small_arrays_stay_whole(size, divided):
+    """With fsdp, with tensor, and with ZeRO, up to the last element."""
+    params = {"kernel": jax.ShapeDtypeStruct((size // 8, 8), jnp.float32)}
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, {}, {"mu": params}, ())
+    zero = placement.place_state(state, mesh.parse("data:8"), zero=True)
+    assert (zero.opt_state["mu"]["kernel"].spec != P()) is divided and zero.params["kernel"].spec == P()
+    for text in ("fsdp:8", "tensor:8"):
+        assert (placement.place(params, mesh.parse(text))["kernel"].spec != P()) is divided
+
+
 MESHES = ["data:8", "fsdp:8", "data:4,tensor:2", "data:2,fsdp:2,tensor:2"]
 TX = optax.adam(1e-3)
 

@@ -92,6 +92,25 @@ def test_the_last_token_is_asked_for_and_never_read(task, key):
     assert a != b
 
 
+def test_a_crop_may_begin_at_every_place_that_leaves_enough_tokens():
+    """The last one too. The tokens are their own places, so that the first one says where a crop begins."""
+    seen = []
+
+    class Reads(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, train=False):
+            if not self.is_initializing():
+                jax.debug.callback(lambda first: seen.extend(first.tolist()), tokens[:, 0], ordered=True)
+            return nn.Embed(16, 16)(tokens)
+
+    task = language_modelling(Reads(), LENGTH)
+    params, model_state = task.init(jax.random.key(0))
+    rows = {"tokens": jnp.tile(jnp.arange(LENGTH + 4, dtype=jnp.uint8), (64, 1))}  # 4 places
+    task.loss(params, model_state, rows, jax.random.key(1))
+    jax.effects_barrier()
+    assert set(seen) == {0, 1, 2, 3}
+
+
 def test_sums_add_up_over_batches(task, key):
     params, model_state = task.init(key)
     tokens = batch()["tokens"]

@@ -69,6 +69,28 @@ def test_evaluation_uses_the_optimizers_own_parameters():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, state.params)
 
 
+class Shifted(nn.Module):
+    """A parameter, then batch norm: its mean is the parameter."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(x.shape[0], -1) * 0.0 + self.param("shift", nn.initializers.constant(3.0), (4,))[None]
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.0)(x)
+        return nn.Dense(3)(x)
+
+
+def test_statistics_are_refreshed_with_the_parameters_that_are_evaluated():
+    """The averaged ones, not those of the last step."""
+    task = classification(Shifted(), (2, 2, 1), 3)
+    optimizer = optimizers.make("adam", ema=0.5)
+    state = create(task, optimizer, 0)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    _, opt_state = optimizer.update(zeros, state.opt_state, state.params)
+    state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params), opt_state=opt_state)
+    _, model_state = evaluation.make_evaluated(task, optimizer, feed.gather(32, 2), 2)(state, images(64))
+    np.testing.assert_allclose(model_state["batch_stats"]["BatchNorm_0"]["mean"], 3.0, rtol=1e-6)
+
+
 def test_sums_of_blocks_add_up():
     params, model_state = TASK.init(jax.random.key(0))
     arrays = images(30)

@@ -154,6 +154,21 @@ def test_the_target():
     assert progress.target_step == 10 and 0 < progress.target_seconds <= progress.seconds
 
 
+def test_of_a_falling_metric_the_least_value_scores_highest():
+    script = Script(accuracies=lambda step: {5: 0.3, 10: 0.1}.get(step, 0.2))
+    script.run(experiment(target=Target("accuracy", False, 0.0)))
+    assert script.saved == [(5, pytest.approx(-0.3)), (10, pytest.approx(-0.1)), (20, None)]
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_an_equal_value_is_no_better_one(rises):
+    script = Script(accuracies=lambda step: 0.5)
+    _, progress, reason = script.run(
+        experiment(steps=100, patience=3, target=Target("accuracy", rises, 2.0 * rises - 1))
+    )
+    assert (reason, progress.best_step, progress.stale, script.saved[-1][0]) == ("early", 5, 3, 20)
+
+
 @pytest.mark.parametrize(
     "values, metric, rises", [({"accuracy": 1, "loss": 1}, "accuracy", True), ({"loss": 1}, "loss", False)]
 )

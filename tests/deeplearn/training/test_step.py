@@ -104,6 +104,26 @@ def test_streamed_batches_are_those_that_lie_on_the_device(arrays):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), resident.params, streamed.params)
 
 
+def test_every_step_has_a_key_of_its_own(arrays):
+    """Of which dropout and augmentation make their numbers; and a seed has its own."""
+    task, optimizer, _ = make()
+
+    def loss(params, model_state, batch, rng):
+        return task.loss(params, model_state, batch, rng)[0], (model_state, {"drawn": jax.random.uniform(rng)})
+
+    one = step.make_step(task._replace(loss=loss), optimizer)
+    batch, drawn = jax.tree.map(lambda x: x[:8], arrays), []
+    for seed in (0, 1):
+        state = create(task, optimizer, seed)
+        for _ in range(3):
+            state, found = one(state, batch)
+            drawn.append(float(found["drawn"]))
+    assert len(set(drawn)) == 6
+    parts = step.make_step(task._replace(loss=loss), optimizer, accumulate=2)
+    _, found = parts(create(task, optimizer, 0), batch)
+    assert float(found["drawn"]) != drawn[0]  # a mean of two draws, each part with its own key
+
+
 def test_seeds_differ_and_repeat():
     task, optimizer, _ = make()
     a, b, c = (create(task, optimizer, seed).params for seed in (0, 0, 1))
