@@ -109,7 +109,8 @@ def test_every_step_has_a_key_of_its_own(arrays):
     task, optimizer, _ = make()
 
     def loss(params, model_state, batch, rng):
-        return task.loss(params, model_state, batch, rng)[0], (model_state, {"drawn": jax.random.uniform(rng)})
+        drawn = jax.random.uniform(rng)
+        return task.loss(params, model_state, batch, rng)[0], (model_state, {"drawn": drawn, "square": drawn**2})
 
     one = step.make_step(task._replace(loss=loss), optimizer)
     batch, drawn = jax.tree.map(lambda x: x[:8], arrays), []
@@ -121,7 +122,7 @@ def test_every_step_has_a_key_of_its_own(arrays):
     assert len(set(drawn)) == 6
     parts = step.make_step(task._replace(loss=loss), optimizer, accumulate=2)
     _, found = parts(create(task, optimizer, 0), batch)
-    assert float(found["drawn"]) != drawn[0]  # a mean of two draws, each part with its own key
+    assert found["square"] - found["drawn"] ** 2 > 1e-4  # the variance of two draws: each part has a key of its own
 
 
 def test_seeds_differ_and_repeat():
