@@ -1,7 +1,7 @@
 """A small problem on which optimizers are compared with transcriptions of their papers, in float64.
 
-Its parameters are a matrix, a bias, an embedding, a recurrent kernel and three layers in one array. A reference sees the
-three as arrays of their own, "layer_0" to "layer_2".
+Its parameters are a matrix, a bias, an embedding, a recurrent kernel and three layers in one array. A reference sees
+the three as arrays of their own, "layer_0" to "layer_2".
 """
 
 from functools import cache
