@@ -153,8 +153,9 @@ def make(
 
     def evaluation_params(opt_state, params):
         chosen = transformations.averaged if "ema" in around else evaluated
-        result = chosen(opt_state.inner_state, transformations.widen(params))
-        return transformations.narrow(result, params)
+        wide = transformations.widen(params)
+        result = chosen(opt_state.inner_state, wide)
+        return params if result is wide else transformations.narrow(result, params)
 
     return Optimizer(name, entry.batch_size, init, update, evaluation_params)
 
