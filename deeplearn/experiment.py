@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from deeplearn import config as configs
-from deeplearn import metrics, optimizers, schedules
+from deeplearn import metrics, optimizers, roles, schedules
 from deeplearn.errors import UserError, unknown
 from deeplearn.identity.source import Source, execute
 from deeplearn.tasks import transformations
@@ -36,6 +36,7 @@ class Experiment(NamedTuple):
       task, data, optimizer: see deeplearn.tasks, deeplearn.data, deeplearn.optimizers.
       model: the Flax module behind the task, for the pictures of it; None if there is none.
       rules: how the model's parameters lie on a mesh, before the usual rules; see deeplearn.parallel.placement.
+      roles: `params -> tree of Role`, which of them are kernels, embeddings and vectors; see deeplearn.roles.
       tokenizer: of a language model's text, see deeplearn.data.tokenizers; None of any other.
       batch_size, steps, log_every, eval_every, checkpoint_every: all counted in steps of the optimizer.
       target: a Target or None.
@@ -47,6 +48,7 @@ class Experiment(NamedTuple):
     optimizer: Any
     model: Any
     rules: tuple
+    roles: Any
     tokenizer: Any
     batch_size: int
     steps: int
@@ -128,6 +130,7 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
     epoch = math.ceil(size / batch_size)
     steps = config.steps or math.ceil(config.epochs * size / batch_size)
     eval_every = min(config.eval_every or epoch, steps)
+    roles_of = roles.of_task(task, data.spec)
     if optimizer is None:
         optimizer = optimizers.make(
             config.optimizer,
@@ -137,13 +140,15 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
             clip_norm=config.clip_norm,
             ema=config.ema,
             max_norm=config.max_norm,
+            roles=roles_of,
         )
     return Experiment(
-        task=transformations.regularize(task, config.l1, config.l2),
+        task=transformations.regularize(task, config.l1, config.l2, roles_of),
         data=data,
         optimizer=optimizer,
         model=model,
         rules=rules,
+        roles=roles_of,
         tokenizer=tokenizer,
         batch_size=batch_size,
         steps=steps,

@@ -97,14 +97,15 @@ def train(experiment, workdir: Path, identity: str, record: Callable[[], None]) 
       identity: the hash that its checkpoints carry.
       record: called once the run's checkpoint is restored: a checkpoint of another model is refused before that.
     """
-    from deeplearn import files
+    from deeplearn import files, roles
     from deeplearn.parallel import processes
     from deeplearn.training import checkpoints, logs, loop, manifest, program, report
 
     main = processes.is_main()
     compiled = program.build(experiment)
     if main and compiled.mesh.size > 1:
-        print(program.placed(compiled), file=sys.stderr)
+        print(program.placed(compiled, experiment.roles), file=sys.stderr)
+    say(roles.summary(experiment.roles(compiled.abstract.params)), sys.stderr)
     with contextlib.ExitStack() as stack:
         # To the end: machines that are taken away get their signals one after another, the last while others save.
         signalled = stack.enter_context(loop.stop_signals())

@@ -13,6 +13,7 @@ from deeplearn import spec
 from deeplearn.errors import UserError, unknown
 from deeplearn.optimizers import transformations
 from deeplearn.optimizers.table import OPTIMIZERS, Range, Spec
+from deeplearn.roles import by_shape
 from deeplearn.spec import split_list
 
 __all__ = [
@@ -73,21 +74,28 @@ def make(
     clip_norm: float = 0.0,
     ema: float = 0.0,
     max_norm: float = 0.0,
+    roles: Callable[[Any], Any] = by_shape,
 ) -> Optimizer:
     """The optimizer that `text` names, and what goes around it; `text` has the last word.
 
-    learning_rate: the peak; None for the default.
-    schedule: step -> factor on the peak, or a stateful one, see deeplearn.schedules; None for 1.
-    weight_decay: None for the default; on kernels and embeddings only, by the optimizer's own rule if it has
-      one, else w <- w - rate * weight_decay * w.
-    clip_norm: the largest global norm of the gradients; 0 for none.
-    ema: the decay of the average of the parameters that is evaluated; 0 for none.
-    max_norm: the largest norm of a unit's incoming weights; 0 for none.
+    Args:
+      text: the name and hyperparameters, see `parse`.
+      learning_rate: the peak; None for the default.
+      schedule: step -> factor on the peak, or a stateful one, see deeplearn.schedules; None for 1.
+      weight_decay: None for the default; on kernels and embeddings only, by the optimizer's own rule if it has
+        one, else w <- w - rate * weight_decay * w.
+      clip_norm: the largest global norm of the gradients; 0 for none.
+      ema: the decay of the average of the parameters that is evaluated; 0 for none.
+      max_norm: the largest norm of a unit's incoming weights; 0 for none.
+      roles: `params -> tree of Role`, which of them are weights; by their shapes, unless a loss says more, see
+        deeplearn.roles.
 
-    The floats among the hyperparameters, and among those arguments that are not 0, are leaves of the state's
-    `hyperparams`; `schedule` there is the factor of the last step.
+    State and arithmetic have float32 at least, or the parameters' dtype if it is wider. The floats among the
+    hyperparameters, and among those arguments that are not 0, are leaves of the state's `hyperparams`; `schedule` there
+    is the factor of the last step.
 
-    Raises UserError for what `parse` does, and for a number out of its range.
+    Raises:
+      UserError: what `parse` raises, and a number out of its range.
 
     >>> optimizer = make("momentum(momentum=0.5)", learning_rate=0.1)
     >>> params = {"kernel": jnp.ones((1, 2))}
@@ -117,46 +125,50 @@ def make(
 
     def transformation(learning_rate, schedule, clip_norm=None, ema=None, max_norm=None, **hyperparameters):
         rate = learning_rate * schedule
-        decay = hyperparameters.pop("weight_decay") if "weight_decay" in around else None
-        optimizer = transformations.promote(entry.make(rate, **fixed, **hyperparameters))
+        decay = None if entry.own_decay else hyperparameters.pop("weight_decay", None)
+        by_role = {"roles": roles} if entry.by_role else {}
+        optimizer = entry.make(rate, **by_role, **fixed, **hyperparameters)
         if decay is not None:
-            optimizer = transformations.decoupled_decay(optimizer, decay, lambda state: rate)
+            optimizer = transformations.decoupled_decay(optimizer, decay, lambda state: rate, roles)
         if clip_norm is not None:
             optimizer = transformations.clip_gradients(optimizer, clip_norm)
-        project = optax.identity() if max_norm is None else transformations.project_to_max_norm(max_norm)
+        project = optax.identity() if max_norm is None else transformations.project_to_max_norm(max_norm, roles)
         chain = optax.named_chain(("optimizer", optimizer), ("max_norm", project))
-        return chain if ema is None else transformations.average(chain, ema, evaluated)
+        chain = chain if ema is None else transformations.average(chain, ema, evaluated)
+        return transformations.in_float32(chain)
 
-    def injected(hyperparameters):
-        return inject(transformation, leaves | hyperparameters, schedule or optax.constant_schedule(1.0))
+    def injected(params, hyperparameters):
+        schedules = {"schedule": schedule or optax.constant_schedule(1.0)}
+        return inject(transformation, leaves | hyperparameters | schedules, transformations.widest(params))
 
     def init(params, hyperparameters=None):
         chosen = hyperparameters or {}
         check_names(chosen, leaves)
         # Copies: a buffer that was both the parameters' and the state's could not be donated as both.
-        return jax.tree.map(jnp.copy, injected(chosen).init(params))
+        return jax.tree.map(jnp.copy, injected(params, chosen).init(params))
 
     def update(grads, opt_state, params, *, value=None, value_fn=None, grad_fn=None):
-        extra = {"value": value, "grad": grads, "value_fn": value_fn, "grad_fn": grad_fn}
-        return injected({}).update(grads, opt_state, params, **extra)
+        extra = {"value": value, "value_fn": value_fn, "grad_fn": grad_fn}
+        return injected(params, {}).update(grads, opt_state, params, **extra)
 
     def evaluation_params(opt_state, params):
         chosen = transformations.averaged if "ema" in around else evaluated
-        return chosen(opt_state.inner_state, params)
+        wide = transformations.widen(params)
+        result = chosen(opt_state.inner_state, wide)
+        return params if result is wide else transformations.narrow(result, params)
 
     return Optimizer(name, entry.batch_size, init, update, evaluation_params)
 
 
-def inject(transformation: Callable, leaves: dict[str, Any], schedule: Callable):
+def inject(transformation: Callable, values: dict[str, Any], dtype):
     """`optax.inject_hyperparams` of a function of any keywords; Optax reads their names from a signature."""
 
     def factory(**values):
         return transformation(**values)
 
-    values = {**leaves, "schedule": schedule}
     keyword = inspect.Parameter.KEYWORD_ONLY
     factory.__signature__ = inspect.Signature([inspect.Parameter(key, keyword) for key in values])
-    return optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)(**values)
+    return optax.inject_hyperparams(factory, hyperparam_dtype=dtype)(**values)
 
 
 # The decay rates of averages are below 1; of the other numbers only values of a loss may be negative.

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import optax
 from optax import contrib
 
-from deeplearn.optimizers import aliases
-from deeplearn.optimizers.transformations import weights
+from deeplearn.optimizers import algorithms, layers
 
 
 class Range(NamedTuple):
@@ -50,13 +49,15 @@ class Spec(NamedTuple):
     """An optimizer of the table.
 
     Fields:
-      make: `(learning_rate, **hyperparameters) -> optax.GradientTransformation`.
+      make: `(learning_rate, **hyperparameters) -> optax.GradientTransformation`, without weight_decay.
       learning_rate: the default; about 1 where the optimizer finds its own.
       summary, source: a line for people, and the paper.
       hyperparameters: the defaults, without the learning rate.
       space: the Range of each hyperparameter that is worth a search, among them `learning_rate`.
       batch_size: None for the experiment's, 1, or "full" for the whole training set.
       evaluation_params: `(state, params) -> params`, the parameters to evaluate.
+      by_role: `make` takes `roles`, a function from the parameters to their roles.
+      own_decay: `make` takes weight_decay, too; else w loses rate * weight_decay * w beside the step.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -67,6 +68,8 @@ class Spec(NamedTuple):
     space: dict[str, Range] = {}
     batch_size: int | str | None = None
     evaluation_params: Callable[[Any, Any], Any] = trained
+    by_role: bool = False
+    own_decay: bool = False
 
 
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
@@ -100,23 +103,24 @@ ENTRIES = {
         {"decay": 0.9, "eps": 1e-8, "eps_in_sqrt": False, "centered": False},
         {"decay": Range(0.8, 0.999, "reverse_log")}),
     "adam": Spec(
-        aliases.adam, 1e-3, "momentum over the running root mean square", "Kingma and Ba 2015, algorithm 1",
+        algorithms.adam, 1e-3, "momentum over the running root mean square", "Kingma and Ba 2015, algorithm 1",
         {**ADAM, "bias_correction": True}, BETAS),
     "adamax": Spec(
         optax.adamax, 5e-3, "Adam with the infinity norm", "Kingma and Ba 2015, algorithm 2", ADAM, BETAS),
     "nadam": Spec(
-        optax.nadam, 1e-3, "Adam with Nesterov's momentum", "Dozat 2016", ADAM, BETAS),
+        algorithms.nadam, 1e-3, "Adam with Nesterov's momentum, which rises by a schedule", "Dozat 2016",
+        {**ADAM, "momentum_decay": 4e-3}, BETAS),
     "amsgrad": Spec(
-        optax.amsgrad, 1e-3, "Adam whose second moment never falls", "Reddi, Kale and Kumar 2018",
+        algorithms.amsgrad, 1e-3, "Adam whose second moment never falls", "Reddi, Kale and Kumar 2018",
         ADAM, BETAS),
     "adamw": Spec(
-        aliases.adamw, 1e-3, "Adam with decoupled weight decay", "Loshchilov and Hutter 2019",
+        algorithms.adam, 1e-3, "Adam with decoupled weight decay", "Loshchilov and Hutter 2019",
         {**ADAM, "bias_correction": True, "weight_decay": 1e-2}, BETAS | DECAY),
     "nadamw": Spec(
-        partial(optax.nadamw, mask=weights), 1e-3, "NAdam with decoupled weight decay",
+        optax.nadam, 1e-3, "NAdam of constant momentum with decoupled weight decay",
         "Dozat 2016; Dahl et al. 2023, section 6", {**ADAM, "weight_decay": 1e-2}, BETAS | DECAY),
     "adamaxw": Spec(
-        partial(optax.adamaxw, mask=weights), 5e-3, "Adamax with decoupled weight decay",
+        optax.adamax, 5e-3, "Adamax with decoupled weight decay",
         "Loshchilov and Hutter 2019", {**ADAM, "weight_decay": 1e-2}, BETAS | DECAY),
     "radam": Spec(
         optax.radam, 5e-3, "Adam, rectified while its second moment is uncertain", "Liu et al. 2020",
@@ -128,66 +132,71 @@ ENTRIES = {
         optax.yogi, 1e-2, "Adam whose second moment moves by bounded steps", "Zaheer et al. 2018",
         {"b1": 0.9, "b2": 0.999, "eps": 1e-3}, BETAS),
     "lion": Spec(
-        partial(optax.lion, mask=weights), 1e-3, "the sign of a double momentum", "Chen et al. 2023",
+        partial(optax.lion, weight_decay=0.0), 1e-3, "the sign of a double momentum", "Chen et al. 2023",
         {"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3}, BETAS | DECAY),
     "signum": Spec(
         optax.signum, 1e-3, "the sign of the momentum", "Bernstein et al. 2018, signSGD",
         {"beta": 0.9}, {"beta": Range(0.8, 0.99, "reverse_log")}),
     "lamb": Spec(
-        partial(optax.lamb, mask=weights), 5e-3, "Adam at each layer's own scale, for large batches",
-        "You et al. 2020", {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.0}, BETAS),
+        layers.lamb, 5e-3, "Adam at each layer's own scale, for large batches",
+        "You et al. 2020", {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.0}, BETAS,
+        by_role=True, own_decay=True),
     "lars": Spec(
-        partial(optax.lars, weight_decay_mask=weights, trust_ratio_mask=weights), 2.0,
+        layers.lars, 2.0,
         "momentum at each layer's own scale, for large batches", "You, Gitman and Ginsburg 2017",
-        {"momentum": 0.9, "trust_coefficient": 1e-3, "weight_decay": 0.0}, MOMENTUM),
+        {"momentum": 0.9, "trust_coefficient": 1e-3, "weight_decay": 0.0}, MOMENTUM, by_role=True, own_decay=True),
     "adafactor": Spec(
-        optax.adafactor, 0.02, "second moments from those of rows and columns, steps relative to the weights",
+        layers.adafactor, 0.02, "second moments from those of rows and columns, steps relative to the weights",
         "Shazeer and Stern 2018",
         {"min_dim_size_to_factor": 128, "decay_rate": 0.8, "clipping_threshold": 1.0, "eps": 1e-30},
-        {"decay_rate": Range(0.5, 0.99, "linear")}),
+        {"decay_rate": Range(0.5, 0.99, "linear")}, by_role=True),
     "adan": Spec(
-        partial(optax.adan, mask=weights), 3e-3, "Adam with a momentum of the gradient's differences",
+        algorithms.adan, 3e-3, "Adam with a momentum of the gradient's differences",
         "Xie et al. 2022", {"b1": 0.98, "b2": 0.92, "b3": 0.99, "eps": 1e-8, "weight_decay": 0.0},
         {"b1": Range(0.9, 0.99, "reverse_log"), "b3": Range(0.9, 0.999, "reverse_log")}),
     "novograd": Spec(
-        aliases.novograd, 0.02, "Adam with one second moment a layer", "Ginsburg et al. 2019",
+        layers.novograd, 0.02, "Adam with one second moment a layer", "Ginsburg et al. 2019",
         {"b1": 0.9, "b2": 0.25, "eps": 1e-6, "weight_decay": 0.0},
-        {"b1": Range(0.8, 0.98, "reverse_log"), "b2": Range(0.2, 0.99, "reverse_log")}),
+        {"b1": Range(0.8, 0.98, "reverse_log"), "b2": Range(0.2, 0.99, "reverse_log")}, by_role=True),
     "sophia": Spec(
-        aliases.sophia, 1e-3, "momentum over the Hessian's diagonal, clipped; needs Hessian products",
+        algorithms.sophia, 1e-3, "momentum over the Hessian's diagonal, clipped; needs Hessian products",
         "Liu et al. 2024, algorithm 3 with Hutchinson's estimate",
         {"b1": 0.965, "b2": 0.99, "eps": 1e-8, "gamma": 0.01, "clip_threshold": 1.0, "update_interval": 10,
          "weight_decay": 1e-4},
         {"gamma": Range(1e-3, 1.0)}),
     "muon": Spec(
-        aliases.muon, 3e-3, "the orthogonal factor of each kernel's momentum; Adam for all other parameters",
+        layers.muon, 3e-3, "the orthogonal factor of each kernel's momentum; Adam for all other parameters",
         "Jordan et al. 2024; Liu et al. 2025 for the scale that lets both share a rate",
         {"beta": 0.95, "ns_steps": 5, "nesterov": True, "consistent_rms": 0.2, "adam_b1": 0.9,
          "adam_b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-        {"beta": Range(0.8, 0.99, "reverse_log")}),
+        {"beta": Range(0.8, 0.99, "reverse_log")}, by_role=True),
     "schedule_free_sgd": Spec(
-        aliases.schedule_free_sgd, 0.5, "SGD with an average in place of a schedule; warm up, do not decay",
+        algorithms.schedule_free_sgd, 0.5, "SGD with an average in place of a schedule; warm up, do not decay",
         "Defazio et al. 2024", {"b1": 0.9, "weight_decay": 0.0, "weight_lr_power": 2.0},
-        {"b1": Range(0.8, 0.98, "reverse_log")}, evaluation_params=contrib.schedule_free_eval_params),
+        {"b1": Range(0.8, 0.98, "reverse_log")}, evaluation_params=contrib.schedule_free_eval_params, by_role=True,
+        own_decay=True),
     "schedule_free_adamw": Spec(
-        aliases.schedule_free_adamw, 5e-3,
+        algorithms.schedule_free_adamw, 5e-3,
         "AdamW with an average in place of a schedule; warm up, do not decay",
         "Defazio et al. 2024, algorithm 1", {**ADAM, "weight_decay": 0.0, "weight_lr_power": 2.0},
-        BETAS, evaluation_params=contrib.schedule_free_eval_params),
+        BETAS, evaluation_params=contrib.schedule_free_eval_params, by_role=True, own_decay=True),
     "prodigy": Spec(
-        aliases.prodigy, 1.0, "Adam that finds its rate from the distance it travels",
+        algorithms.prodigy, 1.0, "Adam that finds its rate from the distance it travels",
         "Mishchenko and Defazio 2024, algorithm 4",
-        {**ADAM, "d0": 1e-6, "d_coef": 1.0, "weight_decay": 0.0}, FREE),
+        {**ADAM, "d0": 1e-6, "d_coef": 1.0, "weight_decay": 0.0}, FREE, by_role=True, own_decay=True),
     "dadapt_adamw": Spec(
-        aliases.dadapt_adamw, 1.0, "Adam that finds its rate by D-adaptation",
-        "Defazio and Mishchenko 2023, algorithm 5", {**ADAM, "d0": 1e-6, "weight_decay": 0.0}, FREE),
+        algorithms.dadapt_adamw, 1.0, "Adam that finds its rate by D-adaptation",
+        "Defazio and Mishchenko 2023, algorithm 5", {**ADAM, "d0": 1e-6, "weight_decay": 0.0}, FREE,
+        by_role=True, own_decay=True),
     "dog": Spec(
-        aliases.dog, 1.0, "SGD at the rate distance over gradients; best with an average (ema)",
-        "Ivgi, Hinder and Carmon 2023", {"reps_rel": 1e-6, "eps": 1e-8, "weight_decay": 0.0}, FREE),
+        algorithms.dog, 1.0, "SGD at the rate distance over gradients; best with an average (ema)",
+        "Ivgi, Hinder and Carmon 2023", {"reps_rel": 1e-6, "eps": 1e-8, "weight_decay": 0.0}, FREE,
+        by_role=True, own_decay=True),
     "dowg": Spec(
         # The paper's rate, 1, is for convex losses; on networks it overshoots.
-        partial(contrib.dowg, mask=weights), 0.3, "SGD at the rate distance over weighted gradients",
-        "Khaled, Mishchenko and Jin 2023, algorithm 1", {"eps": 1e-4, "weight_decay": 0.0}, FREE),
+        algorithms.dowg, 0.3, "SGD at the rate distance over weighted gradients",
+        "Khaled, Mishchenko and Jin 2023, algorithm 1", {"eps": 1e-4, "weight_decay": 0.0}, FREE,
+        by_role=True, own_decay=True),
     "momo": Spec(
         contrib.momo, 1.0, "momentum with Polyak's step from the loss, at most the rate",
         "Schaipp et al. 2024, algorithm 1", {"beta": 0.9, "lower_bound": 0.0},
@@ -199,35 +208,36 @@ ENTRIES = {
         optax.polyak_sgd, 1.0, "SGD with the step (loss - f_min) / |g|^2, at most the rate",
         "Polyak 1987; Loizou et al. 2021", {"f_min": 0.0, "eps": 0.0}),
     "lookahead": Spec(
-        aliases.lookahead, 0.1, "momentum, pulled towards slow weights every few steps", "Zhang et al. 2019",
+        algorithms.lookahead, 0.1, "momentum, pulled towards slow weights every few steps", "Zhang et al. 2019",
         {"momentum": 0.9, "sync_period": 5, "slow_step_size": 0.5},
         MOMENTUM | {"slow_step_size": Range(0.2, 0.8, "linear")},
         evaluation_params=lambda state, params: state.slow),
     "sam": Spec(
-        aliases.sam, 0.05, "momentum with the gradient of the worst point nearby; two gradients a step",
+        algorithms.sam, 0.05, "momentum with the gradient of the worst point nearby; two gradients a step",
         "Foret et al. 2021", {"rho": 0.05, "momentum": 0.9}, MOMENTUM | {"rho": Range(0.01, 0.5)}),
     "rprop": Spec(
-        aliases.rprop, 5e-4, "steps by the gradient's signs alone, for the whole training set",
+        algorithms.rprop, 5e-4, "steps by the gradient's signs alone, for the whole training set",
         "Riedmiller and Braun 1993; Igel and Huesken 2000",
         {"shrink": 0.5, "grow": 1.2, "smallest": 1e-3, "largest": 30.0}, batch_size="full"),
     "lbfgs": Spec(
-        aliases.lbfgs, 1.0, "quasi-Newton steps with a line search, for the whole training set",
+        algorithms.lbfgs, 1.0, "quasi-Newton steps with a line search, for the whole training set",
         "Nocedal and Wright 2006, algorithms 3.5 and 7.5", {"memory_size": 10}, batch_size="full"),
     "adopt": Spec(
         contrib.adopt, 1e-3, "Adam that converges with any b2", "Taniguchi et al. 2024",
         {"b1": 0.9, "b2": 0.9999, "eps": 1e-6}, BETAS),
     "ademamix": Spec(
-        partial(contrib.ademamix, mask=weights), 1e-3, "Adam with a second, slow momentum",
+        contrib.ademamix, 1e-3, "Adam with a second, slow momentum",
         "Pagliardini, Ablin and Grangier 2024", {**ADAM, "b3": 0.9999, "alpha": 5.0, "weight_decay": 0.0},
         BETAS | {"alpha": Range(2.0, 10.0)}),
     "madgrad": Spec(
         contrib.madgrad, 1e-2, "dual averaging with cube roots and momentum", "Defazio and Jelassi 2022",
         {"momentum": 0.9, "eps": 1e-6}, MOMENTUM),
     "sm3": Spec(
-        optax.sm3, 0.1, "AdaGrad from the maxima of rows and columns", "Anil et al. 2019",
-        {"momentum": 0.9}, MOMENTUM),
+        layers.sm3, 0.1, "AdaGrad from the maxima of rows and columns", "Anil et al. 2019",
+        {"momentum": 0.9}, MOMENTUM, by_role=True),
     "fromage": Spec(
-        optax.fromage, 0.02, "steps at each layer's own scale", "Bernstein et al. 2020, On the distance"),
+        layers.fromage, 0.02, "steps at each layer's own scale", "Bernstein et al. 2020, On the distance",
+        by_role=True),
 }
 # fmt: on
 

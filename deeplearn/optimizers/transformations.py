@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformationExtraArgs as Transformation
 
+Roles = Callable[[Any], Any]  # params -> tree of Role
 TINY = 1e-12
 
 
@@ -19,38 +20,59 @@ def where(condition, yes, no):
     return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
-def weights(params, names: tuple[str, ...] = ("kernel", "embedding", "token_embedding", "position_embedding")):
-    """A tree of booleans: True for arrays of two or more axes with one of the names: no bias, no scale.
+def precise(dtype) -> jnp.dtype:
+    """The dtype in which an optimizer computes for parameters of this dtype: float32 at least.
 
-    >>> weights({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}})
-    {'Dense_0': {'bias': False, 'kernel': True}}
+    >>> precise(jnp.bfloat16), precise(jnp.float32)
+    (dtype('float32'), dtype('float32'))
     """
-
-    def is_weight(path, x):
-        return x.ndim >= 2 and jax.tree_util.keystr(path[-1:], simple=True) in names
-
-    return jax.tree_util.tree_map_with_path(is_weight, params)
+    return jnp.promote_types(dtype, jnp.float32)
 
 
-def inputs(path, kernel) -> tuple[int, ...]:
-    """The axes of a unit's inputs: all but the last, and in an array of all `layers` of a model but the first.
+def widen(tree):
+    """The floating-point arrays in float32 at least."""
 
-    >>> jax.tree_util.tree_map_with_path(inputs, {"layers": {"up": jnp.zeros((4, 2, 3))}, "head": jnp.zeros((2, 3))})
-    {'head': (0,), 'layers': {'up': (1,)}}
+    def one(x):
+        x = jnp.asarray(x)
+        return x.astype(precise(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(one, tree)
+
+
+def widest(params) -> jnp.dtype:
+    """The dtype that holds every number of an optimizer for these parameters."""
+    floats = [x.dtype for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return precise(jnp.result_type(*floats)) if floats else jnp.dtype("float32")
+
+
+def narrow(tree, like):
+    """The arrays in the dtypes of those of `like`."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def in_float32(optimizer) -> Transformation:
+    """`optimizer` with its state and its arithmetic in float32 at least, whatever the parameters' dtype is.
+
+    Squares of bfloat16 gradients lose all but two digits, and those of float16 ones are infinite from 256 on. Dtypes
+    are promoted in the standard way: Optax raises float32 decay rates to the power of int32 counts.
     """
-    stacked = "layers" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    return tuple(range(stacked, kernel.ndim - 1))
-
-
-def promote(optimizer) -> Transformation:
-    """`optimizer` where dtypes are strict: Optax raises float32 decay rates to the power of int32 counts."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(grads, state, params, **extra):
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(grads, state, params, **extra)
+    def init(params):
+        return optimizer.init(widen(params))
 
-    return Transformation(optimizer.init, update)
+    def update(grads, state, params, *, value=None, value_fn=None, grad_fn=None):
+        extra = {
+            "value": None if value is None else widen(value),
+            "grad": widen(grads),
+            "value_fn": lambda p: widen(value_fn(narrow(p, params))),
+            "grad_fn": lambda p: widen(grad_fn(narrow(p, params))),
+        }
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(widen(grads), state, widen(params), **extra)
+        return narrow(updates, params), state
+
+    return Transformation(init, update)
 
 
 def from_first_gradient(optimizer, learning_rate) -> Transformation:
@@ -69,17 +91,23 @@ def from_first_gradient(optimizer, learning_rate) -> Transformation:
     return Transformation(init, update)
 
 
-def decoupled_decay(optimizer, weight_decay, rate: Callable[[Any], Any]) -> Transformation:
-    """Beside what `optimizer` does, every weight w loses rate(state) * weight_decay * w.
+def decoupled_decay(optimizer, weight_decay, rate: Callable[[Any], Any], roles: Roles) -> Transformation:
+    """Beside what `optimizer` does, every parameter w that decays loses rate(state) * weight_decay * w.
+
+    Args:
+      optimizer: a transformation.
+      weight_decay: a number.
+      rate: of the optimizer's state before the step.
+      roles: `params -> tree of Role`.
 
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(grads, state, params, **extra):
-        updates, moved = optimizer.update(grads, state, params, **extra)
         lost = rate(state) * weight_decay
-        decayed = jax.tree.map(lambda u, w, yes: u - lost * w if yes else u, updates, params, weights(params))
+        updates, moved = optimizer.update(grads, state, params, **extra)
+        decayed = jax.tree.map(lambda u, w, role: u - lost * w if role.decays else u, updates, params, roles(params))
         return decayed, moved
 
     return Transformation(optimizer.init, update)
@@ -102,23 +130,20 @@ def clip_gradients(optimizer, clip_norm) -> Transformation:
     return Transformation(optimizer.init, update)
 
 
-def project_to_max_norm(max_norm) -> optax.GradientTransformation:
-    """The update after which each unit's incoming weights w, a kernel's column, are w min(1, max_norm / |w|).
+def project_to_max_norm(max_norm, roles: Roles) -> optax.GradientTransformation:
+    """The update after which each unit's incoming weights w, in a kernel, are w min(1, max_norm / |w|).
 
     Source: Srivastava et al. 2014, Dropout, section 5.1.
     """
 
-    def project(path, update, kernel, is_kernel):
-        if not is_kernel:
+    def project(update, kernel, role):
+        if role.kind != "kernel":
             return update
         w = kernel + update
-        norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=inputs(path, w), keepdims=True))  # (1, ..., 1, units)
+        norm = jnp.sqrt(jnp.sum(jnp.square(w), axis=role.inputs, keepdims=True))  # 1 along the inputs
         return w * jnp.minimum(1.0, max_norm / jnp.maximum(norm, TINY)) - kernel
 
-    def update(updates, params):
-        return jax.tree_util.tree_map_with_path(project, updates, params, weights(params, ("kernel",)))
-
-    return optax.stateless(update)
+    return optax.stateless(lambda updates, params: jax.tree.map(project, updates, params, roles(params)))
 
 
 class AverageState(NamedTuple):

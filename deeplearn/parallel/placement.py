@@ -12,7 +12,8 @@ shape, and its path at the end of its own. Placement changes where a number is c
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplearn import errors
 from deeplearn.parallel.mesh import replicated
+from deeplearn.roles import name_of
 
 Shape = tuple[int, ...]
 Axes = tuple[str | None, ...]
@@ -114,7 +116,7 @@ def place(params: Any, mesh: Mesh, rules: Sequence[Rule] = RULES, logical: dict[
     """
 
     def sharding(path, leaf):
-        name = _name(path)
+        name = name_of(path)
         axes = _first(rules, name)
         axes = (None,) * len(leaf.shape) if axes is None else axes(leaf.shape, mesh) if callable(axes) else axes
         return NamedSharding(mesh, _spec(name, leaf.shape, [logical.get(axis, axis) for axis in axes], mesh))
@@ -140,14 +142,14 @@ def place_state(
     """
     placed = place(state.params, mesh, rules, logical)
     known = {
-        _name(path): (leaf.shape, sharding)
+        name_of(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
             jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(placed), strict=True
         )
     }
 
     def sharding(path, leaf):
-        keys = _name(path).split("/")
+        keys = name_of(path).split("/")
         suffixes = ("/".join(keys[start:]) for start in range(len(keys)))  # the longest first
         shape, of_param = known.get(next((s for s in suffixes if s in known), None), (None, None))
         if shape != leaf.shape:
@@ -168,7 +170,7 @@ def gather(params: Params, shardings: Any, rules: Sequence[Rule] = RULES) -> Par
     """
 
     def together(path, x, sharding):
-        named = (axes for pattern, axes in rules if isinstance(axes, tuple) and re.search(pattern, _name(path)))
+        named = (axes for pattern, axes in rules if isinstance(axes, tuple) and re.search(pattern, name_of(path)))
         if any("layers" in axes for axes in named):  # whichever rule decided where they lie
             return jax.lax.with_sharding_constraint(x, sharding)
         spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in sharding.spec))
@@ -177,8 +179,13 @@ def gather(params: Params, shardings: Any, rules: Sequence[Rule] = RULES) -> Par
     return jax.tree_util.tree_map_with_path(together, params, shardings)
 
 
-def table(tree: Any, shardings: Any) -> str:
-    """A line for each array: path, shape, the axes of its dimensions, bytes on one device; then the sums.
+def table(tree: Any, shardings: Any, roles: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A line for each array: path, shape, the axes of its dimensions, bytes on one device, role; then the sums.
+
+    Args:
+      tree: of arrays or shapes.
+      shardings: of each, in the same tree.
+      roles: of the arrays that have one, by path.
 
     >>> from deeplearn.parallel import mesh
     >>> params = {"bias": jax.numpy.zeros(64), "kernel": jax.numpy.zeros((128, 64))}
@@ -188,7 +195,7 @@ def table(tree: Any, shardings: Any) -> str:
     kernel  (128, 64)  whole          32,768
     total                             33,024  of 33,024
     """
-    rows, here, whole = [("path", "shape", "axes", "bytes a device")], 0, 0
+    rows, here, whole = [("path", "shape", "axes", "bytes a device", "role")], 0, 0
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shardings), strict=True
     ):
@@ -196,11 +203,11 @@ def table(tree: Any, shardings: Any) -> str:
         here, whole = here + on_device, whole + leaf.size * leaf.dtype.itemsize
         spec = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
         axes = " ".join(str(axis or "-") for axis in spec) if any(spec) else "whole"
-        rows.append((_name(path), str(leaf.shape), axes, f"{on_device:,}"))
-    rows.append(("total", "", "", f"{here:,}"))
-    path, shape, axes, size = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [f"{p:{path}}  {s:{shape}}  {a:{axes}}  {b:>{size}}" for p, s, a, b in rows]
-    return "\n".join(lines) + f"  of {whole:,}"
+        rows.append((name_of(path), str(leaf.shape), axes, f"{on_device:,}", str(roles.get(name_of(path), ""))))
+    rows.append(("total", "", "", f"{here:,}", f"of {whole:,}"))
+    rows = rows if roles else [(*row[:4], row[4] * (row is rows[-1])) for row in rows]
+    path, shape, axes, size, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(f"{p:{path}}  {s:{shape}}  {a:{axes}}  {b:>{size}}  {r}".rstrip() for p, s, a, b, r in rows)
 
 
 def _divide_largest(shape: Shape, mesh: Mesh, axes: Axes) -> Axes:
@@ -244,7 +251,3 @@ def _spec(name: str, shape: Shape, axes: Axes, mesh: Mesh) -> PartitionSpec:
     while kept and kept[-1] is None:
         kept.pop()  # as JAX writes the shardings of its outputs, so that equal placements compare equal
     return PartitionSpec(*kept)
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

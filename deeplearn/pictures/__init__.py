@@ -3,13 +3,13 @@
 from deeplearn.pictures.graph import network
 from deeplearn.pictures.images import samples, wrong_predictions
 from deeplearn.pictures.lines import curves, sequences
-from deeplearn.pictures.tables import confusion_matrix, parameter_table
+from deeplearn.pictures.tables import confusion_matrix, layer_table
 
 __all__ = [
     "confusion_matrix",
     "curves",
     "network",
-    "parameter_table",
+    "layer_table",
     "samples",
     "sequences",
     "wrong_predictions",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from deeplearn.files import replacing
 from deeplearn.pictures import style
 
 
@@ -57,23 +56,16 @@ def confusion_matrix(path: str | os.PathLike, matrix: np.ndarray, classes: Seque
     return shares
 
 
-def parameter_table(path: str | os.PathLike, module: Any, *inputs: Any) -> str:
-    """Write `nn.tabulate`'s table of `module` applied to `inputs` to the text file at `path`, and return it.
+def layer_table(module: Any, *inputs: Any) -> str:
+    """`nn.tabulate`'s table of `module` applied to `inputs`.
 
     Args:
-      path: the text file to write.
       module: a Flax linen module.
       inputs: example arrays or jax.ShapeDtypeStruct, (B, ...) each.
-
-    Raises:
-      UserError: the file cannot be written.
     """
     import jax
 
     options = {"train": False} if "train" in inspect.signature(module.__call__).parameters else {}
     console = {"force_terminal": False, "no_color": True, "width": 120}
     text = module.tabulate(jax.random.key(0), *inputs, console_kwargs=console, **options)
-    text = "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-    return text
+    return "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"

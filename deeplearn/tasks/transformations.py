@@ -1,8 +1,12 @@
 """What changes a task: each function takes a Task and returns a Task."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from deeplearn.roles import by_shape
 from deeplearn.tasks.task import Task
 
 
@@ -31,20 +35,23 @@ def with_parameters(task: Task, function) -> Task:
     return task._replace(loss=lambda params, *rest: task.loss(function(params), *rest))
 
 
-def regularize(task: Task, l1: float = 0.0, l2: float = 0.0) -> Task:
-    """The training loss gains l1 * sum |w| + l2 / 2 * sum w^2 over the weights, biases and scales left out.
+def regularize(task: Task, l1: float = 0.0, l2: float = 0.0, roles: Callable[[Any], Any] = by_shape) -> Task:
+    """The training loss gains l1 * sum |w| + l2 / 2 * sum w^2 over kernels and embeddings.
 
     The penalty is a metric of its own, `penalty`; evaluation stays without it.
     Source: Goodfellow, Bengio and Courville 2016, section 7.1.
+
+    Args:
+      task: without the penalty.
+      l1, l2: its factors; with both 0 the task stays as it is.
+      roles: `params -> tree of Role`, see deeplearn.roles.
     """
     if not l1 and not l2:
         return task
 
-    def is_weight(path, x):  # of a model whose layers are one array biases and scales have two axes too
-        return x.ndim >= 2 and jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale")
-
     def penalty(params):
-        weights = [w for path, w in jax.tree_util.tree_leaves_with_path(params) if is_weight(path, w)]
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(roles(params)), strict=True)
+        weights = [w for w, role in pairs if role.decays]
         return sum(l1 * jnp.abs(w).sum() + l2 / 2 * jnp.square(w).sum() for w in weights)
 
     def loss(params, model_state, batch, rng):

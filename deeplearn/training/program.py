@@ -11,6 +11,7 @@ from deeplearn.data import sources
 from deeplearn.experiment import Experiment
 from deeplearn.parallel import compiler, placement
 from deeplearn.parallel import mesh as meshes
+from deeplearn.roles import name_of
 from deeplearn.tasks import transformations
 from deeplearn.training import evaluation, feed, step
 from deeplearn.training.state import TrainState, create
@@ -97,7 +98,9 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def placed(program: Program) -> str:
-    """A table of where the parameters and the optimizer's state lie, and what a device holds of them."""
+def placed(program: Program, roles: Callable[[Any], Any]) -> str:
+    """A table of where the parameters and the optimizer's state lie, what a device holds of them, and their roles."""
     parts = {name: getattr(program.abstract, name) for name in ("params", "model_state", "opt_state")}
-    return placement.table(parts, jax.tree.map(lambda x: x.sharding, parts))
+    leaves = jax.tree_util.tree_leaves_with_path({"params": roles(program.abstract.params)})
+    by_path = {name_of(path): role for path, role in leaves}
+    return placement.table(parts, jax.tree.map(lambda x: x.sharding, parts), by_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deeplearn import files, pictures
+from deeplearn import files, pictures, roles
 from deeplearn.parallel import processes
 from deeplearn.training import logs
 
@@ -14,18 +14,22 @@ SHOWN = 1000  # test examples that the pictures are taken from
 
 
 def before(workdir: Path, experiment) -> None:
-    """The parameter table, the network as a graph, and samples of the data with their labels."""
+    """The tables of layers and of roles, the network as a graph, and samples of the data with their labels."""
     if not processes.is_main():
         return
     data = experiment.data
     batch = data.train.__getitems__(range(min(36, len(data.train))))
+    params, _ = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    table = roles.table(params, experiment.roles(params))
     if experiment.model is not None:
         if "tokens" in batch:
             example = np.zeros_like(data.validation.__getitems__([0])["tokens"][:, :-1], np.int32)  # no margin
         else:
             example = np.zeros((1, *batch[next(iter(batch))].shape[1:]), np.float32)
-        pictures.parameter_table(workdir / "parameters.txt", experiment.model, example)
+        table = f"{pictures.layer_table(experiment.model, example)}\n{table}"
         pictures.network(workdir / "network.png", experiment.model, example)
+    with files.replacing(workdir / "parameters.txt") as path:
+        path.write_text(f"{table}\n")
     if data.classes:
         pictures.samples(workdir / "samples.png", batch["image"], batch["label"], data.classes)
 

@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -7,11 +9,12 @@ from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
 from deeplearn.errors import UserError
+from deeplearn.models.rnn import SequenceRNN
 from deeplearn.tasks.regression import regression
 
 
-def data(size):
-    split = Arrays({"inputs": np.zeros((size, 3), np.float32), "targets": np.zeros((size, 1), np.float32)})
+def data(size, shape=(3,)):
+    split = Arrays({"inputs": np.zeros((size, *shape), np.float32), "targets": np.zeros((size, 1), np.float32)})
     return Data("zeros", split, split, split)
 
 
@@ -87,6 +90,25 @@ def test_an_optimizer_of_ones_own():
 
     mine = optimizers.make("adam", learning_rate=0.5)
     assert experiment.wire(base_config(), regression(nn.Dense(1), (3,)), data(10), optimizer=mine).optimizer is mine
+
+
+RECURRENT = {"recurrent_kernel", "input_kernel", "kernel"}  # and the kernel of the output layer
+
+
+@pytest.mark.parametrize("fields", [{"weight_decay": 0.5}, {"l2": 0.5}, {"l1": 0.5}, {"max_norm": 1e-3}])
+def test_the_roles_come_from_the_loss(fields):
+    """Of a constant loss, only what regularizes changes parameters: all kernels, the recurrent ones too, no bias."""
+    task = regression(SequenceRNN(4, "gru", outputs=1), (5, 3))
+    constant = task._replace(loss=lambda *args: (0.0 * task.loss(*args)[0], task.loss(*args)[1]))
+    wired = experiment.wire(base_config(optimizer="minibatch_sgd", **fields), constant, data(10, (5, 3)))
+    key = jax.random.key(0)
+    params, state = task.init(key)
+    params = jax.tree.map(lambda x: x + 1.0, params)
+    batch = {name: jnp.asarray(x) for name, x in wired.data.train.__getitems__([0, 1]).items()}
+    grads = jax.grad(lambda params: wired.task.loss(params, state, batch, key)[0])(params)
+    updates, _ = wired.optimizer.update(grads, wired.optimizer.init(params), params)
+    changed = {path[-1].key for path, x in jax.tree_util.tree_leaves_with_path(updates) if np.any(x != 0)}
+    assert changed == RECURRENT
 
 
 @pytest.mark.parametrize(

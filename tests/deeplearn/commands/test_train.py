@@ -152,7 +152,9 @@ def test_the_placement_is_shown_before_a_run_on_several_devices(run, fragile):
     flags = ("train", f"--config={fragile}", "--workdir=run", "--config.steps=1", "--config.batch_size=32")
     status, _, err = run(*flags, "--config.mesh=fsdp:2", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     lines = err.splitlines()
-    assert status == 0 and ["path", "shape", "axes", "bytes", "a", "device"] in [line.split() for line in lines], err
+    assert status == 0, err
+    assert ["path", "shape", "axes", "bytes", "a", "device", "role"] in [line.split() for line in lines], err
+    assert any(line.startswith("params/") and line.endswith("kernel 0 -> 1") for line in lines), err
     assert any(line.startswith("opt_state/") for line in lines) and any(line.startswith("total") for line in lines)
     status, _, err = run("evaluate", "--workdir=run")
     assert status == 2 and "mesh fsdp:2 needs 2 devices, there are 1" in err
@@ -160,6 +162,7 @@ def test_the_placement_is_shown_before_a_run_on_several_devices(run, fragile):
     assert status == 0 and "360 examples" in out, err
     status, _, err = run(*flags[:2], "--workdir=one", *flags[3:], "--config.mesh=data:1")
     assert status == 0 and "bytes a device" not in err
+    assert "weight decay applies to 2 kernels and 0 embeddings, not to 4 vectors" in err
 
 
 def test_profile(run, fragile, tmp_path):

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from deeplearn.optimizers import transformations
+from deeplearn.roles import Role, by_shape
 
 
 @pytest.fixture
@@ -33,27 +34,24 @@ def close(x, y, rtol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), x, y)
 
 
-def test_weights_are_matrices_by_name(params):
-    found = transformations.weights(params)
-    assert found == {
-        "conv": {"kernel": True, "bias": False},
-        "norm": {"scale": False, "bias": False},
-        "embed": {"embedding": True},
-        "dense": {"kernel": True, "bias": False},
-        "layers": {"dense": {"kernel": True, "bias": False}},
-        "token_embedding": True,
-    }
-    assert not transformations.weights(params, ("kernel",))["embed"]["embedding"]
-    assert not transformations.weights({"kernel": jnp.zeros(3)})["kernel"]
+def of(params):
+    """Roles by the names of the fixture's parameters."""
+
+    def role(path, x):
+        *_, name = names = [key.key for key in path]
+        stack = (0,) if x.ndim > 1 and ("layers" in names or name == "bias") else ()
+        axes = tuple(axis for axis in range(x.ndim) if axis not in stack)
+        kind = {"kernel": "kernel", "embedding": "embedding", "token_embedding": "embedding"}.get(name, "vector")
+        return Role(kind, axes[:-1], axes[-1:], stack) if kind != "vector" else Role(kind, (), axes, stack)
+
+    return jax.tree_util.tree_map_with_path(role, params)
 
 
 def test_decay_takes_a_part_of_the_weights_alone(params):
-    decayed = transformations.decoupled_decay(optax.sgd(0.1), 0.3, lambda state: 0.1)
+    decayed = transformations.decoupled_decay(optax.sgd(0.1), 0.3, lambda state: 0.1, of)
     updates, _ = decayed.update(constant(params), decayed.init(params), params)
     expected = jax.tree.map(
-        lambda p, is_weight: -0.05 - (0.03 * p if is_weight else jnp.zeros_like(p)),
-        params,
-        transformations.weights(params),
+        lambda p, role: -0.05 - (jnp.zeros_like(p) if role.kind == "vector" else 0.03 * p), params, of(params)
     )
     close(updates, expected)
 
@@ -76,7 +74,7 @@ def test_clipping_reaches_the_gradients_that_an_optimizer_asks_for(params, large
 
 
 def test_max_norm_bounds_the_incoming_weights_of_each_unit(params):
-    project = transformations.project_to_max_norm(1.5)
+    project = transformations.project_to_max_norm(1.5, of)
     step = constant(params)
     updates, _ = project.update(step, project.init(params), params)
     new = optax.apply_updates(params, updates)
@@ -93,7 +91,7 @@ def test_max_norm_bounds_the_incoming_weights_of_each_unit(params):
 
 
 def test_a_unit_without_weights_survives_max_norm():
-    project = transformations.project_to_max_norm(1.0)
+    project = transformations.project_to_max_norm(1.0, by_shape)
     params = {"kernel": jnp.zeros((3, 2))}
     updates, _ = project.update(params, project.init(params), params)
     close(updates, params)
@@ -120,7 +118,7 @@ def test_an_optimizer_sleeps_until_rate_times_gradient_is_not_zero():
     params = {"w": jnp.ones(2)}
     zero, one = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
     for rate, grads, count in ((0.0, one, 0), (0.1, zero, 0), (0.1, one, 1)):
-        adam = transformations.promote(optax.adam(rate))
+        adam = transformations.in_float32(optax.adam(rate))
         sleeping = transformations.from_first_gradient(adam, jnp.float32(rate))
         updates, (awake, inner) = sleeping.update(grads, sleeping.init(params), params)
         assert bool(awake) == count and int(inner[0].count) == count
@@ -134,7 +132,7 @@ def test_promotion_is_of_the_optimizer_alone():
     mixing = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.int32(2), updates))
     params = {"w": jnp.ones(2)}
     with jax.numpy_dtype_promotion("strict"):
-        promoted = transformations.promote(mixing)
+        promoted = transformations.in_float32(mixing)
         updates, _ = promoted.update(params, promoted.init(params), params)
         assert updates["w"].dtype == jnp.float32
         with pytest.raises(Exception, match="no available implicit dtype promotion path"):

@@ -317,6 +317,19 @@ def test_table():
     )
 
 
+def test_the_table_has_roles_beside_the_placement():
+    tree = {"b": jnp.zeros(256), "w": jnp.zeros((64, 256))}
+    shardings = placement.place(tree, mesh.parse("data:1"))
+    assert placement.table(tree, shardings, {"w": "kernel 0 -> 1"}) == "\n".join(
+        [
+            "path   shape      axes   bytes a device  role",
+            "b      (256,)     whole           1,024",
+            "w      (64, 256)  whole          65,536  kernel 0 -> 1",
+            "total                            66,560  of 66,560",
+        ]
+    )
+
+
 @pytest.mark.parametrize("text", ["data:1", *MESHES])
 def test_the_table_counts_the_bytes_that_a_device_holds(text):
     state = on_mesh(text)[0]()
