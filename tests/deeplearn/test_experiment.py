@@ -56,8 +56,7 @@ def test_reached(value, rises, falls):
         ({"batch_size": 32, "steps": 1000, "eval_every": 100}, 32, 1000, 100, 100, 100),
         ({"batch_size": 32, "steps": 1000, "eval_every": 500, "log_every": 50}, 32, 1000, 500, 50, 500),
         ({"batch_size": 32, "steps": 10, "checkpoint_every": 3}, 32, 10, 4, 4, 3),
-        ({"batch_size": 512}, 100, 10, 1, 1, 1),  # no batch is larger than the data
-        ({"batch_size": 512, "accumulate": 16}, 96, 11, 2, 2, 2),  # and its parts are of one size
+        ({"batch_size": 100}, 100, 10, 1, 1, 1),
         ({"optimizer": "gradient_descent", "epochs": 3.0}, 100, 3, 1, 1, 1),
         ({"optimizer": "sgd", "epochs": 3.0}, 1, 300, 100, 100, 100),
     ],
@@ -65,28 +64,45 @@ def test_reached(value, rises, falls):
 def test_budget(fields, batch_size, steps, eval_every, log_every, checkpoint_every):
     e = wire(**fields)
     assert (e.batch_size, e.steps) == (batch_size, steps)
+    assert e.config.batch_size == batch_size  # what the identity and the manifest hold
     assert (e.eval_every, e.log_every, e.checkpoint_every) == (eval_every, log_every, checkpoint_every)
 
 
 @pytest.mark.parametrize(
     "fields, examples",
-    [
-        ({"batch_size": 512, "accumulate": 128}, 100),
-        ({"optimizer": "gradient_descent", "accumulate": 8}, 100),
-        ({"optimizer": "sgd", "accumulate": 2}, 1),
-    ],
+    [({"optimizer": "gradient_descent", "accumulate": 8}, 100), ({"optimizer": "sgd", "accumulate": 2}, 1)],
 )
 def test_parts_that_a_batch_does_not_have(fields, examples):
-    said = f"accumulate is {fields['accumulate']}; it must divide the batch, which has {examples} examples"
+    said = f"it must divide the batch of the optimizer {fields['optimizer']}, which has {examples} examples"
     with pytest.raises(UserError, match=said):
         wire(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        ({"batch_size": 101}, "--config.batch_size=100 fits"),
+        ({"batch_size": 512, "accumulate": 16}, "--config.batch_size=96 fits"),
+        ({"batch_size": 512, "accumulate": 128}, "--config.batch_size=100 --config.accumulate=1 fits"),
+    ],
+)
+def test_a_batch_larger_than_the_training_set(fields, remedy):
+    with pytest.raises(UserError, match=f"is {fields['batch_size']}, and there are 100 training examples; {remedy}"):
+        wire(**fields)
+
+
+@pytest.mark.parametrize("epochs", [1e8, 1e300])
+def test_more_steps_than_a_counter_counts(epochs):
+    with pytest.raises(UserError, match="a run has at most 2147483647 steps"):
+        wire(batch_size=1, epochs=epochs)
 
 
 def test_an_optimizer_of_ones_own():
     from deeplearn import optimizers
 
     mine = optimizers.make("adam", learning_rate=0.5)
-    assert experiment.wire(base_config(), regression(nn.Dense(1), (3,)), data(10), optimizer=mine).optimizer is mine
+    wired = experiment.wire(base_config(batch_size=5), regression(nn.Dense(1), (3,)), data(10), optimizer=mine)
+    assert wired.optimizer is mine
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_points():
             {"workloads": {"digits_mlp": {"epoch": 1.0}}},
             "unknown config field of digits_mlp 'epoch'; did you mean epochs",
         ),
-        ({"workloads": {"digits_mlp": {"epochs": "many"}}}, "epochs='many' is not of the type of 30.0"),
+        ({"workloads": {"digits_mlp": {"epochs": "many"}}}, "digits_mlp: config.epochs is 'many'; it must be a finite"),
         ({"optimizers": []}, "has no optimizers"),
         ({"optimizers": ["adma"]}, "unknown optimizer 'adma'"),
         ({"spaces": {"muon": {}}}, "unknown optimizer in the study's spaces 'muon'"),
