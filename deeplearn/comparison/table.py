@@ -210,7 +210,7 @@ def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
         point=winner.points[0],
         best=float(np.median(extreme)),
         final=float(np.median(last)),
-        spread=float(np.std(values[:, -1])),
+        spread=float(np.std(np.where(np.isfinite(values[:, -1]), values[:, -1], np.nan))),
         test=float(np.median(worst_where(False, winner.test[goal.metric], goal))) if winner.test else np.nan,
         steps_to_target=float(np.median(steps)),
         examples_to_target=float(np.median(np.append(winner.examples, np.inf)[first])),
