@@ -6,7 +6,11 @@ from deeplearn import experiment
 from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
+from deeplearn.data.tokenizers import Tokenizer
 from deeplearn.errors import UserError
+from deeplearn.models.gpt import GPT, Architecture
+from deeplearn.models.mlp import MLP
+from deeplearn.models.rnn import LanguageRNN
 from deeplearn.tasks.regression import regression
 
 
@@ -31,9 +35,15 @@ def test_target(text, target):
     assert experiment.parse_target(text) == target
 
 
-@pytest.mark.parametrize("text", ["accuracy", "accuracy=0.9", "accuracy>=high", ">=0.9", "loss<=1e"])
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=0.9", "accuracy>=high", ">=0.9", "loss<=1e", "loss<=nan"])
 def test_target_of_another_form(text):
     with pytest.raises(UserError, match="METRIC>=NUMBER"):
+        experiment.parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["accuracy>=1e999", "loss<=-1e999"])
+def test_a_target_that_is_not_finite(text):
+    with pytest.raises(UserError, match="the number in target .* is -?inf; it must be a finite number"):
         experiment.parse_target(text)
 
 
@@ -89,6 +99,33 @@ def test_parts_that_a_batch_does_not_have(fields, examples):
 def test_a_batch_larger_than_the_training_set(fields, remedy):
     with pytest.raises(UserError, match=f"is {fields['batch_size']}, and there are 100 training examples; {remedy}"):
         wire(**fields)
+
+
+def labelled(labels):
+    split = Arrays({"image": np.zeros((len(labels), 2, 2, 1), np.uint8), "label": np.array(labels, np.int32)})
+    return Data("made by hand", split, split, split, ("a", "b", "c"))
+
+
+def tokens(most):
+    split = Arrays({"tokens": np.full((4, 5), most, np.int32)})
+    return Data("made by hand", split, split, split)
+
+
+@pytest.mark.parametrize(
+    "data, model, tokenizer, said",
+    [
+        (labelled([0, 2, 1, 3]), MLP((4,), 3), None, "made by hand train: example 3 has label 3, outside 0 to 2"),
+        (labelled([0, 2, -1, 1]), MLP((4,), 3), None, "example 2 has label -1, outside 0 to 2"),
+        (tokens(7), LanguageRNN(7, 4), None, "example 0 has token 7, outside 0 to 6; use the tokenizer of the model"),
+        (tokens(7), GPT(Architecture(7, 4, 8, 1, 2)), None, "has token 7, outside 0 to 6"),
+        (tokens(7), GPT(Architecture(8, 4, 8, 1, 2)), Tokenizer("small", 6, None, None), "token 7, outside 0 to 5"),
+        (tokens(-1), LanguageRNN(7, 4), None, "has token -1, outside 0 to 6"),
+    ],
+)
+def test_data_of_ones_own_is_checked(data, model, tokenizer, said):
+    """Labels and tokens that do not exist: JAX would take the nearest that do."""
+    with pytest.raises(UserError, match=said):
+        experiment.wire(base_config(batch_size=2), None, data, model, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("epochs", [1e8, 1e300])

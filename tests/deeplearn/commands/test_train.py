@@ -114,7 +114,7 @@ BASE = ("train", "--config=digits_mlp", "--workdir=run")
         ((*BASE, "--config.features=(8,-1)"), "config.features is (8, -1); it must be a list"),
         (
             (*BASE, "--config.schedule=cosine(warmup=1e999)"),
-            "schedule cosine: warmup is inf; it must be a finite number",
+            "schedule cosine: warmup=inf is out of range",
         ),
         ((*BASE, "--config.target=accuracy>=1e999"), "the number in target 'accuracy>=1e999' is inf"),
         ((*BASE, "--process_timeout=nan"), "--process_timeout is nan; it must be a finite number"),
