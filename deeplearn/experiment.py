@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from deeplearn import config as configs
-from deeplearn import metrics, optimizers, roles, schedules
+from deeplearn import fields, metrics, optimizers, roles, schedules
+from deeplearn.data import splits
 from deeplearn.errors import UserError, unknown
 from deeplearn.identity.source import Source, execute
 from deeplearn.tasks import transformations
@@ -70,9 +71,11 @@ def parse_target(text: str) -> Target | None:
     match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
     try:
         metric, relation, value = match.groups()
-        return Target(metric, relation == ">=", float(value))
+        target = Target(metric, relation == ">=", float(value))
     except (AttributeError, ValueError):
         raise UserError(f"target {text!r} is not of the form METRIC>=NUMBER or METRIC<=NUMBER") from None
+    fields.check_finite(f"the number in target {text!r}", target.value)
+    return target
 
 
 def evaluated(task, data) -> dict[str, Any]:
@@ -115,19 +118,20 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
       tokenizer: of the texts, for `generate`.
 
     Raises:
-      UserError: a value of the config is not possible.
+      UserError: a value of the config makes no sense, or does not fit the data; or a label or a token is out of range.
     """
     configs.check(config)
+    splits.check(data, vocabulary=_vocabulary(model, tokenizer))
     size = len(data.train)
-    name, _ = optimizers.parse(config.optimizer)
-    wanted = optimizers.OPTIMIZERS[name].batch_size
-    batch_size = size if wanted == "full" else wanted or min(config.batch_size, size)
-    rest = batch_size % config.accumulate
-    if rest and (wanted or batch_size < config.accumulate):
-        here = f"which has {batch_size} examples here"
-        raise UserError(f"config.accumulate is {config.accumulate}; it must divide the batch, {here} (1 always does)")
-    batch_size -= rest  # of a small data set, parts of one size
+    batch_size = _batch_size(config, size)
+    if batch_size != config.batch_size:  # the optimizer's own: the identity and the manifest hold what is used
+        config = config.copy_and_resolve_references()
+        config.batch_size = batch_size
     epoch = math.ceil(size / batch_size)
+    if not config.steps and not config.epochs * size / batch_size <= fields.LARGEST:
+        raise UserError(
+            f"config.epochs is {config.epochs}; a run has at most {fields.LARGEST} steps, and these are more"
+        )
     steps = config.steps or math.ceil(config.epochs * size / batch_size)
     eval_every = min(config.eval_every or epoch, steps)
     roles_of = roles.of_task(task, data.spec)
@@ -158,6 +162,34 @@ def wire(config, task, data, model=None, optimizer=None, rules=(), tokenizer=Non
         target=check_target(parse_target(config.target), task, data),
         config=config,
     )
+
+
+def _batch_size(config, size: int) -> int:
+    """The batch size of the optimizer if it has one of its own, else that of the config, for `size` training examples.
+
+    Raises:
+      UserError: there are fewer examples, or `accumulate` does not divide it.
+    """
+    name, _ = optimizers.parse(config.optimizer)
+    own = optimizers.OPTIMIZERS[name].batch_size
+    batch_size = size if own == "full" else own or config.batch_size
+    if batch_size > size:
+        fits = size // config.accumulate * config.accumulate
+        remedy = f"--config.batch_size={fits}" if fits else f"--config.batch_size={size} --config.accumulate=1"
+        raise UserError(f"config.batch_size is {batch_size}, and there are {size} training examples; {remedy} fits")
+    if batch_size % config.accumulate:
+        raise UserError(
+            f"config.accumulate is {config.accumulate}; it must divide the batch of the optimizer {name}, which has "
+            f"{batch_size} examples (1 always does)"
+        )
+    return batch_size
+
+
+def _vocabulary(model, tokenizer) -> int | None:
+    """How many tokens exist; None where there are none."""
+    if tokenizer is not None:
+        return tokenizer.vocabulary_size
+    return getattr(getattr(model, "architecture", model), "vocabulary", None)
 
 
 def find(path: str) -> Path:
@@ -201,15 +233,46 @@ def load(path: str | Source) -> ModuleType:
     return module
 
 
-def configure(path: str | Source, fields: dict[str, Any]):
-    """The config of an experiment with some of its fields set; UserError for one that it lacks."""
+def fields_of(module: ModuleType) -> dict[str, fields.Field]:
+    """What an experiment's own fields may hold: its table FIELDS, and `config.SHARED` for the names that it leaves out.
+
+    A shared name means something else here if the experiment's default is not what the shared table allows.
+
+    Raises:
+      UserError: FIELDS has a name that the config lacks.
+    """
+    defaults, own = module.get_config(), getattr(module, "FIELDS", {})
+    for name in own:
+        if name not in defaults:
+            raise unknown(f"field in FIELDS of {module.__name__.rpartition('.')[2]}", name, defaults.keys())
+    shared = {name: field for name, field in configs.SHARED.items() if name in defaults}
+    return {name: field for name, field in shared.items() if fields.fits(defaults[name], field)} | own
+
+
+def check(module: ModuleType, config) -> None:
+    """Raise UserError for the first value of an experiment's config that makes no sense; nothing is built."""
+    configs.check(config, fields_of(module))
+
+
+def configure(path: str | Source, changes: dict[str, Any]):
+    """The config of an experiment with some of its fields changed.
+
+    Raises:
+      UserError: the experiment lacks a field, or a value makes no sense.
+
+    >>> configure("digits_mlp", {"dropout": 0.1}).dropout
+    0.1
+    """
     name = Path(path).stem if isinstance(path, str) else path.experiment.stem
-    config = load(path).get_config()
-    for field, value in fields.items():
+    module = load(path)
+    config, own = module.get_config(), fields_of(module)
+    for field, value in changes.items():
         if field not in config:
             raise unknown(f"config field of {name}", field, config.keys())
+        configs.check_field(field, value, own, f"{name}: ")
         try:
             config[field] = tuple(value) if isinstance(value, list) else value
         except TypeError:
             raise UserError(f"{name}: {field}={value!r} is not of the type of {config[field]!r}") from None
+    configs.check(config, own, f"{name}: ")
     return config

@@ -232,14 +232,14 @@ def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
 
     Args:
       path: the file, or an object in a bucket.
-      content: what JSON can hold, without the key "checksum".
+      content: what JSON can hold, which has no NaN and no infinity, without the key "checksum".
 
     Raises:
       UserError: the file cannot be written.
     """
     if _CHECKSUM in content:
         raise ValueError(f"{path}: the key {_CHECKSUM!r} is taken")
-    content = json.loads(json.dumps(content))  # as it will be read: string keys, lists for tuples
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: string keys, lists for tuples
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content | {_CHECKSUM: _checksum(content)}, indent=2) + "\n", encoding="utf-8")
 

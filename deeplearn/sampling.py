@@ -8,18 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplearn import fields
+from deeplearn.errors import UserError
+from deeplearn.fields import COUNT, Field
+
 
 def draw(rng: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Tokens (B,) int32 of logits (B, V): from softmax(logits / temperature), as far as `truncate` leaves it.
 
-    Temperature 0, and any below 1e-6, is greedy: the likeliest token, the first of equals. The options are static.
+    Temperature 0, and any below 1e-6, is greedy: the likeliest token, the first of equals. Logits that have a NaN give
+    -1, which is no token. The options are static.
 
     >>> draw(jax.random.key(0), jnp.array([[0.0, 2.0, 1.0]]), 0.0, 0, 1.0)
     Array([1], dtype=int32)
     """
     if temperature < 1e-6:  # what float32 rounds off the logits would decide, and then they overflow
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.random.categorical(rng, truncate(logits / temperature, top_k, top_p)).astype(jnp.int32)
+        tokens = jnp.argmax(logits, axis=-1)
+    else:
+        tokens = jax.random.categorical(rng, truncate(logits / temperature, top_k, top_p))
+    return jnp.where(jnp.isnan(logits).any(axis=-1), -1, tokens).astype(jnp.int32)
 
 
 def truncate(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
@@ -71,7 +78,14 @@ def generate(
       empty: a cache of no tokens, with room for `length`, 2 at least.
       prompt: (B, T) integers, T from 1; of more than `length` the last are read.
       temperature, top_k, top_p: see `draw`.
+
+    Raises:
+      UserError: logits are NaN, as where the prompt has tokens that the model does not know.
     """
+    fields.check("length", length, COUNT._replace(low=2))
+    fields.check("temperature", temperature, Field(float, 0))
+    fields.check("top_k", top_k, Field(int, 0))
+    fields.check("top_p", top_p, Field(float, 0, 1))
 
     @jax.jit
     def read(params, tokens, cache):
@@ -94,6 +108,10 @@ def generate(
             _, cache = read(params, text, empty)
             filled = half
         token, logits, cache = advance(params, logits, cache, rng, jnp.int32(n))
+        if (np.asarray(token) < 0).any():
+            raise UserError(
+                "the logits are NaN: the prompt has tokens unknown to the model, or its parameters are not finite"
+            )
         filled += 1
         text = np.concatenate([text, np.asarray(token)[:, None]], axis=1)[:, -length:]
         yield text[:, -1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import reduce_on_plateau
 
-from deeplearn import spec
+from deeplearn import fields, spec
 from deeplearn.errors import UserError, unknown
 
 
@@ -162,7 +162,7 @@ def make(text: str, steps: int, steps_per_epoch: int = 1) -> Callable[[jax.Array
     values = {**defaults, **spec.settings("schedule", name, given, defaults)}
     for key, value in values.items():
         above = value > 0 or (value == 0 and (key == "warmup" or defaults[key] == 0))
-        below = value < 1 or key in entry.times or isinstance(value, int)
+        below = value < 1 or value <= fields.LARGEST and (key in entry.times or isinstance(value, int))
         if not (above and below):
             raise UserError(f"schedule {name}: {key}={value} is out of range; e.g. {key}={defaults[key]:.3g}")
         if key in entry.times:

@@ -4,6 +4,7 @@ import ast
 import re
 from typing import Any
 
+from deeplearn import fields
 from deeplearn.errors import UserError, unknown
 
 
@@ -43,7 +44,7 @@ NAMES = {float: "number", int: "whole number", bool: "truth value", str: "string
 def settings(kind: str, name: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """`given`, each value of its default's type; a whole number will do for any number.
 
-    Raises UserError for a key that `defaults` lacks and for a value of another type.
+    Raises UserError for a key that `defaults` lacks, for a value of another type, and for an integer too large for a float.
 
     >>> settings("optimizer", "adam", {"b1": 0}, {"b1": 0.9, "b2": 0.999})
     {'b1': 0.0}
@@ -54,4 +55,6 @@ def settings(kind: str, name: str, given: dict[str, Any], defaults: dict[str, An
         default, wanted = defaults[key], type(defaults[key])
         if type(value) not in ((int, float) if wanted is float else (wanted,)):
             raise UserError(f"{kind} {name}: {key}={value!r} is no {NAMES[wanted]}, e.g. {key}={default!r}")
+        if wanted is float and type(value) is int:  # which may be too large for a float
+            fields.check(f"{kind} {name}: {key}", value, fields.Field(float))
     return {key: type(defaults[key])(value) for key, value in given.items()}

@@ -3,8 +3,10 @@
 from deeplearn.config import compute_dtype
 from deeplearn.data import text, tokenizers
 from deeplearn.experiment import wire
-from deeplearn.models.gpt import AXES, GPT, Architecture
+from deeplearn.models.gpt import AXES, FIELDS, GPT, Architecture
 from deeplearn.tasks.language_modelling import language_modelling
+
+VARIANTS = {name: FIELDS[name] for name in ("positions", "norm", "mlp")}  # what an experiment's fields may hold
 
 
 def build(config, margin=0, **architecture):

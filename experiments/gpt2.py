@@ -5,6 +5,7 @@ optimization is that of GPT-3 (Brown et al. 2020, appendix B), which the paper l
 Data: any text data set that TFDS has prepared, in GPT-2's byte-pair tokens; tiny Shakespeare (0.3 million of them)
 unless --config.dataset names another. Losses are in nats a token.
 Command: python -m deeplearn train --config=experiments/gpt2.py --workdir=runs/gpt2
+On tiny Shakespeare, which has fewer examples than this batch: add --config.batch_size=256 --config.accumulate=32
 Measured: nothing yet; published, on OpenWebText: a loss of 2.85 after 600,000 steps (nanoGPT's README).
 """
 

@@ -5,6 +5,7 @@ attend densely, where every other one of the paper's is banded; the rate falls u
 300 billion tokens; batches have their size from the start and do not grow to it.
 Data: as for gpt2.py; the paper's are not public.
 Command: python -m deeplearn train --config=experiments/gpt3.py --config.size=125m --workdir=runs/gpt3
+On tiny Shakespeare, which has fewer examples than the table's batch: add --config.batch_size=128 --config.accumulate=16
 Measured: parameter counts alone, against the table.
 """
 
@@ -12,8 +13,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
+from deeplearn import fields
 from deeplearn.config import base_config
-from deeplearn.errors import unknown
 from experiments import _gpt
 
 
@@ -37,6 +38,13 @@ SIZES = {
     "6.7b": Size(6.7e9, 32, 4096, 32, 2e6, 1.2e-4),
     "13b": Size(13e9, 40, 5120, 40, 2e6, 1.0e-4),  # the table's 5140 is not 40 heads of 128
     "175b": Size(175e9, 96, 12288, 96, 3.2e6, 0.6e-4),
+}
+
+
+FIELDS = {
+    "size": fields.Field(str, choices=tuple(SIZES)),
+    "batch_size": fields.OPTIONAL_COUNT._replace(note="0: the table's"),
+    "steps": fields.OPTIONAL_COUNT._replace(note="0: the paper's"),
 }
 
 
@@ -64,11 +72,10 @@ def get_config():
 
 
 def build(config):
-    if config.size not in SIZES:
-        raise unknown("size", config.size, SIZES)
+    fields.check("config.size", config.size, FIELDS["size"])
     size = SIZES[config.size]
     config = ConfigDict(config)
-    config.learning_rate = config.learning_rate or size.learning_rate
+    config.learning_rate = size.learning_rate if config.learning_rate is None else config.learning_rate
     config.batch_size = config.batch_size or 128 * max(1, round(size.batch / config.length / 128))
     config.steps = config.steps or round(300e9 / config.batch_size / config.length)
     # 50,304 rows for 50,257 tokens: what devices and a TPU's lanes divide.

@@ -16,6 +16,8 @@ take 65 s for 2,000 steps at the rate of python -m deeplearn benchmark --cases=s
 from deeplearn.config import base_config
 from experiments import _gpt
 
+FIELDS = _gpt.VARIANTS
+
 
 def get_config():
     return base_config(

@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{asked.kernel}_{kind}.json"
         command = f"python -m kernels.bench {asked.kernel} --save"
-        path.write_text(json.dumps({**machine(), "command": command, "rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps({**machine(), "command": command, "rows": rows}, indent=1, allow_nan=False) + "\n")
         print(f"written: {path}")
     return 0
 

@@ -39,8 +39,8 @@ class Figures(NamedTuple):
 
 
 def launch(name: str, cache: Path, command: str, workdir: Path, *flags: str, **fields) -> subprocess.Popen:
-    """A command on one device of the CPU; `fields` replace those of the config."""
-    changes = {"mesh": "data:1", "optimizer": "adam", **fields}
+    """A command on the CPU, `train` on one device of it; `fields` replace those of the config."""
+    changes = {"mesh": "data:1", "optimizer": "adam", **fields} if command == "train" else fields
     flags = [f"--config={name}", f"--workdir={workdir}", *(f"--config.{key}={x}" for key, x in changes.items()), *flags]
     return subprocess.Popen(
         [sys.executable, "-m", "deeplearn", command, *flags],

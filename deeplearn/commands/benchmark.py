@@ -9,7 +9,6 @@ compilation and memory; the case `sweep` is 64 runs as one sweep, as 64 processe
 it is asked for, is GPT-2's training on a GPU or TPU.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def show(line: str) -> None:
 
 
 def main() -> None:
-    from deeplearn import files
+    from deeplearn import files, strict_json
     from deeplearn.benchmark import cases, gpt2, machine, meshes, report, startup, sweeps, timing
 
     everywhere = [*cases.CASES, "startup", "sweep", "meshes"]
@@ -63,4 +62,4 @@ def main() -> None:
         for name, found in (("sweep", swept), ("meshes", divided), ("gpt2", scaled)):
             content[name] = {each: f if isinstance(f, str) else f._asdict() for each, f in found.items()}
         with files.replacing(output) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.write_text(strict_json.dumps(content, indent=2) + "\n")

@@ -101,17 +101,22 @@ def chosen():
     """The Study of this command."""
     from deeplearn import optimizers
     from deeplearn.comparison import study
+    from deeplearn.errors import UserError
 
     fields = declared()
     flagged = {"points": POINTS.value, "seeds": SEEDS.value, "reruns": RERUNS.value}
     flagged |= {"together": TOGETHER.value, "lanes": LANES.value}
     fields |= {name: value for name, value in flagged.items() if value is not None}
+    if POINTS.value is not None and LEARNING_RATES.value:
+        raise UserError("--points searches the learning rate too; give one of --points and --learning_rates")
+    if POINTS.value is not None:
+        fields.pop("learning_rates", None)
     if LEARNING_RATES.value:
-        fields |= {"learning_rates": rates(LEARNING_RATES.value), "points": POINTS.value}
+        fields |= {"learning_rates": rates(LEARNING_RATES.value), "points": None}
     if OPTIMIZERS.value is not None:
         before = fields["optimizers"] if RESUME.value else []
         fields["optimizers"] = list(dict.fromkeys([*before, *optimizers.split_list(OPTIMIZERS.value)]))
-    return study.make(**fields)
+    return study.make(resumed=RESUME.value, **fields)
 
 
 def identify(workload):

@@ -5,7 +5,6 @@
 Temperature 0 takes the likeliest token each time. The same seed writes the same text.
 """
 
-import math
 import sys
 
 from absl import flags
@@ -26,17 +25,13 @@ flags.adopt_module_key_flags(accepting)
 
 
 def main() -> None:
-    import jax
-
     from deeplearn import files, sampling
     from deeplearn.commands import runs
     from deeplearn.data import tokenizers
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
+    from deeplearn.training.state import key
 
-    for flag in (TEMPERATURE, TOP_P):
-        if not math.isfinite(flag.value):
-            raise UserError(f"--{flag.name}={flag.value} is no number to draw by; leave it out for {flag.default}")
     cluster.alone("generate")
     runs.prepare_jax()
     workdir, accept = files.reach(WORKDIR.value), accepting.sections()
@@ -57,7 +52,7 @@ def main() -> None:
         architecture.length,
         prompt[None],
         TOKENS.value,
-        jax.random.key(SEED.value),
+        key(SEED.value),
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,

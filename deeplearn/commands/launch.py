@@ -7,6 +7,7 @@ import sys
 
 from absl import flags
 
+from deeplearn import fields
 from deeplearn.errors import UserError, unknown
 
 
@@ -35,27 +36,34 @@ def run(module, argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> None:
-    """Parse the flags; every mistake in them is a UserError."""
-    check_config(argv)
+    """Parse the flags; every mistake in them, and in the fields of --config, is a UserError."""
+    module = check_config(argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; flags have the form --name=value")
+    if module is not None:
+        from deeplearn import experiment
+
+        experiment.check(module, flags.FLAGS["config"].value)
+    for name in flags.FLAGS:
+        fields.check_finite(f"--{name}", flags.FLAGS[name].value)  # absl's bounds let NaN pass
 
 
-def check_config(argv: list[str]) -> None:
-    """Point --config at the file it names, and check the fields that are set against those that there are.
+def check_config(argv: list[str]):
+    """Point --config at the file it names, and check the names of the fields that are set; the experiment's module.
 
-    ml_collections gives a bare KeyError for an unknown field and a page of text for an unknown file.
+    None without --config. ml_collections gives a bare KeyError for an unknown field and a page of text for an unknown
+    file.
     """
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
             at, path = (i, match[1]) if match[1] is not None else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
             break
     else:
-        return
+        return None
     from deeplearn import experiment
 
     module = experiment.load(path)
@@ -64,3 +72,4 @@ def check_config(argv: list[str]) -> None:
     for argument in argv[1:]:
         if (match := re.match(r"--?(?:no)?config\.([\w.]+)", argument)) and match[1] not in fields:
             raise unknown("config field", match[1], fields.keys())
+    return module

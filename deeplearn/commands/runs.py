@@ -111,6 +111,8 @@ def identify(experiment, source):
 def restore(workdir: Path, opened: Opened, which: str, mesh: str | None = None, accept: Sequence[str] = ()):
     """The Experiment of a run, its Program, and its checkpoint: "best" by validation, or "last".
 
+    Where the best is damaged, the next best that is intact, or the last, which a warning says.
+
     Args:
       workdir: the run's directory.
       opened: the run.
@@ -121,12 +123,11 @@ def restore(workdir: Path, opened: Opened, which: str, mesh: str | None = None, 
     from deeplearn import identity
     from deeplearn.errors import UserError, unknown
     from deeplearn.parallel import processes
-    from deeplearn.training import checkpoints, manifest
+    from deeplearn.training import checkpoints, manifest, restoring
     from deeplearn.training import program as programs
 
-    restores = {"best": checkpoints.restore_best, "last": checkpoints.restore_latest}
-    if which not in restores:
-        raise unknown("checkpoint", which, restores)
+    if which not in ("best", "last"):
+        raise unknown("checkpoint", which, ("best", "last"))
     config = opened.config.copy_and_resolve_references()
     config.mesh = config.mesh if mesh is None else mesh
     experiment = processes.in_turn(lambda: build(opened.source, config))
@@ -138,9 +139,13 @@ def restore(workdir: Path, opened: Opened, which: str, mesh: str | None = None, 
     program = programs.build(experiment)
     own, known = manifest.last_id(opened.manifest), manifest.ids(opened.manifest)
     manager = checkpoints.open(workdir / "checkpoints", mode="max", identity=own, accepted=known)
-    restored = restores[which](manager, program.abstract)
+    best = checkpoints.restore_best(manager, program.abstract) if which == "best" else None
+    restored = best or checkpoints.restore_latest(manager, program.abstract)
     if restored is None:
         raise UserError(f"{workdir} has no intact checkpoint; train it first, with the command in its manifest.json")
+    kind, reason = restoring.described(restored)
+    if which == "best" and reason:
+        logging.warning("%s: this is its %s, of step %d: %s", workdir, kind, restored.step, reason)
     return experiment, program, restored
 
 

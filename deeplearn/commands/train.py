@@ -150,7 +150,9 @@ def train(experiment, workdir: Path, identity: str, record: Callable[[], None]) 
             again = shlex.join(["python", "-m", "deeplearn", *sys.argv[1:]])
             say(f"stopped at step {int(state.step):,}, saved; to go on: {again}", sys.stderr)
             return
-        best = checkpoints.restore_best(manager, compiled.abstract) or checkpoints.Restored(state, {}, int(state.step))
+        best = checkpoints.restore_best(manager, compiled.abstract)
+        best = best or checkpoints.restore_latest(manager, compiled.abstract)
+        best = best or checkpoints.Restored(state, {}, int(state.step))
         bar.close()
         say(report.after(workdir, experiment, compiled, best, progress, reason))
 

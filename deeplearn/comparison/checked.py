@@ -23,7 +23,7 @@ def write(file: Path, key: str, content: Any) -> None:
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        temporary.write_text(json.dumps({key: content, "checksum": checksum(content)}) + "\n")
+        temporary.write_text(json.dumps({key: content, "checksum": checksum(content)}, allow_nan=False) + "\n")
 
 
 def read(file: Path, key: str) -> Any:

@@ -5,8 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
-
+from deeplearn.comparison import table
 from deeplearn.comparison.protocol import Live, Outcome, Work
 
 EVERY = 30.0  # seconds between lines where there is no terminal to rewrite one on
@@ -61,7 +60,7 @@ def ended(outcome: Outcome, works: list[Work]) -> list[str]:
     """A line for each sweep that the last optimizer of the outcome needed, or one that says that none was."""
     result = outcome.results[-1]
     tuned, label = result.tuned, f"{result.tuned.optimizer:14}"
-    best = (np.nanmax if outcome.goal.rises else np.nanmin)(tuned.curves[outcome.metric])
+    best = table.best_of(tuned.curves[outcome.metric], outcome.goal)
     found = f"{int(tuned.diverged.sum())} diverged, best {outcome.goal.metric} {best:.4g}"
     if not works:
         return [f"{label} all runs are there already; {found}"]

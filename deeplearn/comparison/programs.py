@@ -16,7 +16,7 @@ class Programs(NamedTuple):
     """The pure functions of one run, `(run, shared) -> result`, which `lanes.each` takes over all of them.
 
     Fields:
-      start: `(seed, ()) -> (params, model_state, rng)`.
+      start: `(seed, ()) -> (params, model_state, rng)`; the seed is uint32.
       init: `((hyperparameters, params, model_state, rng), ()) -> TrainState`.
       rows: `(rng, step) -> (length, B)`, the examples of the batches from `step` on.
       chunk: `((state, rows), (train, steps)) -> (state, metrics)`.
@@ -82,7 +82,7 @@ def step_flops(experiment: Experiment, hyperparameters: Iterable[str]) -> float:
     one = programs(experiment)
 
     def begin_one():
-        return one.init(({name: jnp.float32(0) for name in hyperparameters}, *one.start(jnp.int32(0), ())), ())
+        return one.init(({name: jnp.float32(0) for name in hyperparameters}, *one.start(jnp.uint32(0), ())), ())
 
     train = experiment.data.train.arrays
     batch = {name: jax.ShapeDtypeStruct((experiment.batch_size, *x.shape[1:]), x.dtype) for name, x in train.items()}

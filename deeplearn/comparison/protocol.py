@@ -87,9 +87,7 @@ def follow(target: Target | None, runs: int, progress: Callable[[Live], None]):
         nonlocal best, before, group
         goal, metric = goal_of(target, values)
         diverged = ~np.isfinite([values["loss"], values["validation/loss"]]).all(axis=0)
-        kept = values[metric][~diverged]
-        better, most = (np.fmax, np.max) if goal.rises else (np.fmin, np.min)
-        best = better(best, most(kept)) if kept.size else best
+        best = table.best_of([best, *values[metric][~diverged]], goal)
         lost = before + int(diverged.sum())
         if ended != group:
             before, group = lost, ended

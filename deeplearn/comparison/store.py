@@ -1,6 +1,5 @@
 """The finished runs of a comparison, a file each: they are never trained again."""
 
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deeplearn import strict_json
 from deeplearn.comparison import checked, plans
 from deeplearn.comparison.names import Run, folder, identity, path
 from deeplearn.comparison.sweep import Sweep, distinct
@@ -79,8 +79,8 @@ def _write(directory: Path, phase: str, sweep: Sweep, identity: str | None, entr
             "epochs": sweep.epochs.tolist(),
             "seconds": sweep.seconds[i].tolist(),
             "compile_seconds": float(sweep.compile_seconds[i]),
-            "curves": {name: _numbers(x[i]) for name, x in sweep.curves.items()},
-            "test": {name: _numbers(x[i]) for name, x in sweep.test.items()},
+            "curves": {name: strict_json.encode(x[i].tolist()) for name, x in sweep.curves.items()},
+            "test": {name: strict_json.encode(x[i].tolist()) for name, x in sweep.test.items()},
         }
         checked.write(path(directory, sweep.optimizer, phase, run), "run", content)
 
@@ -136,7 +136,7 @@ def stack(optimizer: str, runs: Sequence[Run], contents: list[dict[str, Any]]) -
     first = contents[0]
 
     def array(values):
-        return np.array(values, float)  # None, not a finite number, becomes NaN
+        return np.array(strict_json.decode(values), float)  # None, in older records what is not finite, becomes NaN
 
     return Sweep(
         optimizer=optimizer,
@@ -192,7 +192,8 @@ def _is_record(content: Any) -> bool:
         return checked.is_number(value, whole=True) and value > 0
 
     def is_value(value):
-        return value is None or checked.is_number(value)
+        not_finite = value is None or isinstance(value, str) and value in strict_json.NOT_FINITE
+        return not_finite or checked.is_number(value)
 
     texts = [content.get("optimizer"), content.get("phase")]
     numbers = [content.get("compile_seconds"), content.get("seed")]
@@ -213,10 +214,3 @@ def _is_record(content: Any) -> bool:
         and isinstance(content.get("identity"), str | None)
         and isinstance(content.get("plan"), dict | None)
     )
-
-
-def _numbers(values: np.ndarray) -> Any:
-    """As JSON has it, null for what is not finite."""
-    if np.ndim(values):
-        return [_numbers(value) for value in values]
-    return float(values) if math.isfinite(values) else None

@@ -13,7 +13,7 @@ from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
 from deeplearn.parallel import compiler, processes
-from deeplearn.training import evaluation
+from deeplearn.training import evaluation, step
 
 
 class Sweep(NamedTuple):
@@ -61,7 +61,7 @@ class Prepared(NamedTuple):
       points, point, seeds: as in Sweep.
       plan: see deeplearn.comparison.lanes.Plan.
       begin: `indices of runs (L,) -> states`, leaves (L, ...).
-      chunk: `(states, steps done, steps) -> (states, metrics)`.
+      chunk: `(states, steps done, steps) -> (states, metrics)`, of no more steps than `eval_every`.
       measured: `(states, steps done, split) -> {name: (L,)}`; the split 0 is validation, 1 test.
       compile_seconds: the time that the programs took to compile.
     """
@@ -131,11 +131,11 @@ def prepare(
     every_start, every_init, every_rows = every(one.start), every(one.init), every(one.rows)
 
     def begin(group):
-        started = every_start(seeds[group].astype(np.int32), ())
+        started = every_start(seeds[group].astype(np.uint32), ())
         return every_init(({key: x[group] for key, x in values.items()}, *started), ())
 
     def compile(count):
-        started = every_start.eval_shape(jax.ShapeDtypeStruct((count,), np.int32), ())
+        started = every_start.eval_shape(jax.ShapeDtypeStruct((count,), np.uint32), ())
         chosen = {key: jax.ShapeDtypeStruct((count,), np.float32) for key in values}
         states = every_init.eval_shape((chosen, *started), ())
         rows = every_rows.eval_shape(states.rng, 0)
@@ -155,6 +155,7 @@ def prepare(
     refresh = evaluation.needs_refresh(experiment.optimizer, single)
 
     def chunk(states, done, steps):
+        step.check_length(steps, experiment.eval_every)
         return run(states, every_rows(states.rng, done), (train, steps))
 
     def measured(states, done, split):

@@ -41,17 +41,32 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if math.isfinite(value) else "-"
 
 
+def best_of(values, goal: Target, axis: int | None = None) -> np.ndarray:
+    """The best of the values that are finite, NaN where none is.
+
+    >>> float(best_of([math.nan, 0.5, 0.9, math.inf], Target("accuracy", True, 1.0)))
+    0.9
+    """
+    values = np.asarray(values, float)
+    better = np.fmax if goal.rises else np.fmin  # which leave NaN out
+    return better.reduce(np.where(np.isfinite(values), values, np.nan), axis=axis)
+
+
 def final(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
-    """(R,): the last value of a metric, the worst there is for a run that diverged."""
-    worst = -np.inf if goal.rises else np.inf
-    return np.where(sweep.diverged, worst, sweep.curves[metric][:, -1])
+    """(R,): the last value of a metric, the worst there is where it is not finite and for a run that diverged."""
+    return worst_where(sweep.diverged, sweep.curves[metric][:, -1], goal)
+
+
+def worst_where(condition, values: np.ndarray, goal: Target) -> np.ndarray:
+    """The values, the worst there is where the condition holds and where they are not finite."""
+    return np.where(condition | ~np.isfinite(values), -np.inf if goal.rises else np.inf, values)
 
 
 def first_reached(sweep: Sweep, metric: str, goal: Target) -> np.ndarray:
     """(R,): the index of the evaluation that first reached the target, E where none did."""
     values = sweep.curves[metric]
     reached = (values >= goal.value) if goal.rises else (values <= goal.value)  # (R, E)
-    reached &= ~sweep.diverged[:, None]
+    reached &= np.isfinite(values) & ~sweep.diverged[:, None]
     return np.where(reached.any(axis=1), reached.argmax(axis=1), values.shape[1])
 
 
@@ -189,14 +204,14 @@ def row(winner: Sweep, tuned: Sweep, metric: str, goal: Target) -> Row:
     first = first_reached(winner, metric, goal)  # (S,)
     seconds = np.append(winner.seconds, np.full((len(first), 1), np.inf), axis=1)[np.arange(len(first)), first]
     steps, last = steps_to_target(winner, metric, goal), final(winner, metric, goal)
-    extreme = (np.nanmax if goal.rises else np.nanmin)(values, axis=1)
+    extreme = worst_where(False, best_of(values, goal, axis=1), goal)
     return Row(
         optimizer=winner.optimizer,
         point=winner.points[0],
         best=float(np.median(extreme)),
         final=float(np.median(last)),
-        spread=float(np.std(values[:, -1])),
-        test=float(np.median(winner.test[goal.metric])) if winner.test else np.nan,
+        spread=float(np.std(np.where(np.isfinite(values[:, -1]), values[:, -1], np.nan))),
+        test=float(np.median(worst_where(False, winner.test[goal.metric], goal))) if winner.test else np.nan,
         steps_to_target=float(np.median(steps)),
         examples_to_target=float(np.median(np.append(winner.examples, np.inf)[first])),
         seconds_to_target=float(np.median(seconds)),

@@ -1,7 +1,11 @@
 """Augmentation and pixel preprocessing on the device: pure functions of a batch with images (B, H, W, C).
 
 An augmentation is `(rng, batch) -> batch`; it keeps shape and dtype, so uint8 images stay uint8. A
-preprocessing is `batch -> batch`, from uint8 to float32.
+preprocessing is `batch -> batch`, to float32.
+
+A pixel counts as a part of the most that its dtype has: 255 for uint8, 65,535 for uint16. Pixels of a floating dtype
+count as they are and must be in [0, 1]; the others become NaN, which ends a run. Other dtypes have no such range and
+are refused.
 """
 
 from collections.abc import Callable
@@ -9,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from deeplearn.errors import UserError
 
 Batch = dict[str, Any]
 
@@ -65,24 +71,39 @@ def random_crop(padding: int = 4) -> Callable[[jax.Array, Batch], Batch]:
 
 
 def normalize(mean, std) -> Callable[[Batch], Batch]:
-    """(pixel / 255 - mean) / std, channel by channel: uint8 to float32.
+    """(pixel - mean) / std, channel by channel, to float32; pixels are parts of the most that their dtype has.
 
     >>> batch = {"image": jnp.full((1, 2, 2, 3), 255, jnp.uint8)}
     >>> normalize((0.5, 0.5, 0.0), (0.5, 0.25, 1.0))(batch)["image"][0, 0, 0].tolist()
     [1.0, 2.0, 1.0]
     """
     mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
-    return _pixels(lambda images: (images / 255 - mean) / std)
+    return _pixels(lambda images, most: (images / most - mean) / std)
 
 
 def scale(low: float, high: float) -> Callable[[Batch], Batch]:
-    """low + (high - low) pixel / 255: uint8 to float32.
+    """low + (high - low) pixel, to float32; pixels are parts of the most that their dtype has.
 
     >>> scale(-1, 1)({"image": jnp.array([[[[0], [255]]]], jnp.uint8)})["image"].ravel().tolist()
     [-1.0, 1.0]
+    >>> scale(-1, 1)({"image": jnp.array([[[[0.5], [1.5]]]])})["image"].ravel().tolist()
+    [0.0, nan]
     """
-    return _pixels(lambda images: low + (high - low) / 255 * images)
+    return _pixels(lambda images, most: low + (high - low) / most * images)
 
 
-def _pixels(function: Callable[[jax.Array], jax.Array]) -> Callable[[Batch], Batch]:
-    return lambda batch: {**batch, "image": function(batch["image"].astype(jnp.float32))}
+def _pixels(function: Callable[[jax.Array, float], jax.Array]) -> Callable[[Batch], Batch]:
+    """The preprocessing `function(images in float32, the most that a pixel can be)`; UserError for a dtype."""
+
+    def preprocess(batch: Batch) -> Batch:
+        images = batch["image"]
+        if jnp.issubdtype(images.dtype, jnp.unsignedinteger):
+            most, images = float(jnp.iinfo(images.dtype).max), images.astype(jnp.float32)
+        elif jnp.issubdtype(images.dtype, jnp.floating):
+            most, images = 1.0, images.astype(jnp.float32)
+            images = jnp.where((images >= 0) & (images <= 1), images, jnp.nan)
+        else:
+            raise UserError(f"images are {images.dtype}; use uint8, uint16, or a floating dtype with pixels in [0, 1]")
+        return {**batch, "image": function(images, most)}
+
+    return preprocess

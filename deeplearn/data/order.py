@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplearn.errors import UserError
+
 _ROUNDS = 96  # three times log2 of the largest size, six times that of most
 
 
@@ -59,8 +61,8 @@ def chunk_indices(key: jax.Array, step, steps: int, batch_size: int, size: int) 
 
     Only `key` and `step` may be traced; under `vmap` each key has a stream of its own. Each epoch that the
     chunk can touch is shuffled once, whatever the number of steps. Exact for every int32 `step >= 0`, also
-    where `step * batch_size` passes 2**31, while the epoch is below 2**32 and `size + steps * batch_size`
-    below 2**31.
+    where `step * batch_size` passes 2**31, while the epoch is below 2**32. Raises UserError unless
+    `size + steps * batch_size` is below 2**31.
 
     >>> chunk_indices(jax.random.key(0), 0, 2, 5, size=10).shape
     (2, 5)
@@ -68,6 +70,11 @@ def chunk_indices(key: jax.Array, step, steps: int, batch_size: int, size: int) 
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
     length = steps * batch_size
+    if size + length >= 2**31:
+        raise UserError(
+            f"a chunk of {steps} batches of {batch_size} of {size} examples has more indices than 32 bits hold; lower "
+            "config.log_every, or in a comparison config.eval_every"
+        )
     epoch, offset = _place(step, batch_size, size)
     latest_offset = size - math.gcd(batch_size, size)
     epochs = (latest_offset + length - 1) // size + 1

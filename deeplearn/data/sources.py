@@ -45,7 +45,7 @@ class Arrays:
 class Records:
     """Labelled images in a prepared TFDS directory, decoded whenever they are read.
 
-    Raises UserError for a file that is gone or damaged, an image of another shape, a label out of range.
+    Raises UserError for a file that is gone or damaged, an image of another shape, a label or a pixel out of range.
 
     Fields:
       name: what messages call it, such as "mnist train".
@@ -76,6 +76,7 @@ class Records:
                 raise UserError(f"{self.name}: image {index} has shape {shapes}; prepare the data set in one size")
             images[row], labels[row] = example["image"], example["label"]
         check_labels(self.name, labels, len(self.classes), indices)
+        check_pixels(self.name, images, indices)
         return {"image": images, "label": labels}
 
     def _read(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -120,6 +121,24 @@ def check_labels(name: str, labels: np.ndarray, classes: int, indices: Sequence[
         index = row if indices is None else indices[row]
         limits = f"outside 0 to {classes - 1}"
         raise UserError(f"{name}: example {index} has label {labels[row]}, {limits}; correct the data or `classes`")
+
+
+def check_pixels(name: str, images: np.ndarray, indices: Sequence[int]) -> None:
+    """Raise UserError, naming the first example of (N, H, W, C) floating images with a pixel outside of [0, 1]."""
+    if np.issubdtype(images.dtype, np.floating):
+        wrong = ~((images >= 0) & (images <= 1))
+        if wrong.any():
+            row, *_ = place = tuple(np.argwhere(wrong)[0])
+            limits = "outside 0 to 1; prepare the data set again, in that range or as uint8"
+            raise UserError(f"{name}: image {indices[row]} has a pixel of {images[place]}, {limits}")
+
+
+def check_tokens(name: str, tokens: np.ndarray, vocabulary: int) -> None:
+    """Raise UserError, naming the first example of (N, T) tokens that has one outside of [0, vocabulary)."""
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        row, place = np.argwhere((tokens < 0) | (tokens >= vocabulary))[0]
+        limits = f"outside 0 to {vocabulary - 1}; use the tokenizer of the model"
+        raise UserError(f"{name}: example {row} has token {tokens[row, place]}, {limits}")
 
 
 def stream(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deeplearn.data.sources import Arrays, Source, check_labels
+from deeplearn.data.sources import Arrays, Source, check_labels, check_tokens
 from deeplearn.errors import UserError, unknown
 
 
@@ -59,18 +59,29 @@ def hold_out(size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(rows[count:]), np.sort(rows[:count])
 
 
-def check(data: Data, image_shape: tuple[int, ...] | None = None) -> Data:
-    """`data` itself, if no split is empty, labels are classes, and images have `image_shape` where it is given.
+def check(data: Data, image_shape: tuple[int, ...] | None = None, vocabulary: int | None = None) -> Data:
+    """`data` itself, if no split is empty, labels are classes, tokens exist, and images are of the expected shape.
 
-    Raises UserError, which names the split and the first wrong example. The labels of records on disk are checked as
-    they are read.
+    JAX looks up what is nearest for an index out of range, and says nothing: it has to be refused before. Of what is
+    read from a disk while a run trains, the labels are checked as they are read.
+
+    Args:
+      data: what to check.
+      image_shape: that of each image; None for any.
+      vocabulary: how many tokens exist; None for no check.
+
+    Raises:
+      UserError: names the split and the first wrong example.
     """
     for split in SPLITS:
         source = data.split(split)
         if len(source) == 0:
             raise UserError(f"{data.name}: the {split} split is empty; it needs more examples")
-        if data.classes and isinstance(source, Arrays):
-            check_labels(f"{data.name} {split}", source.arrays["label"], len(data.classes))
+        arrays = source.arrays if isinstance(source, Arrays) else {}
+        if data.classes and "label" in arrays:
+            check_labels(f"{data.name} {split}", arrays["label"], len(data.classes))
+        if vocabulary is not None and "tokens" in arrays:
+            check_tokens(f"{data.name} {split}", arrays["tokens"], vocabulary)
     if image_shape is not None and data.spec["image"].shape != tuple(image_shape):
         shapes = f"of shape {data.spec['image'].shape}, but {tuple(image_shape)} is expected"
         raise UserError(f"{data.name}: images are {shapes}; choose a data set or a model that fits")

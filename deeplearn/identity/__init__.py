@@ -44,7 +44,7 @@ def identify(experiment, source, devices=None) -> Identity:
         "versions": versions.versions(source.libraries),
         "implementations": versions.machine() | versions.kernels(experiment, devices),
     }
-    return json.loads(json.dumps(identity))  # as it is read back: tuples are lists
+    return json.loads(json.dumps(identity, allow_nan=False))  # as it is read back: tuples are lists
 
 
 def digest(identity: Mapping[str, Any]) -> str:

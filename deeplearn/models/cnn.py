@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from deeplearn.layers import remat
 from deeplearn.layers.convolution import Conv
+from deeplearn.layers.dropout import Dropout
 from deeplearn.layers.normalization import BatchNorm
 from kernels.pooling import max_pool
 
@@ -56,7 +57,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        dropout = Dropout(self.dropout, deterministic=not train)
         block = remat.block(Block, self.remat)
         for i, channels in enumerate(self.channels):
             x = block(channels, self.batch_norm, self.dtype, name=f"block_{i}")(x, train)

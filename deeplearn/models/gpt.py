@@ -17,10 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deeplearn.errors import UserError, unknown
-from deeplearn.layers import positions, remat, sharding
+from deeplearn import fields
+from deeplearn.errors import UserError
+from deeplearn.fields import Field
+from deeplearn.layers import indices, positions, remat, sharding
 from deeplearn.layers.attention import attention
 from deeplearn.layers.dense import Dense
+from deeplearn.layers.dropout import Dropout
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
@@ -89,22 +92,31 @@ class Cache(NamedTuple):
     filled: jax.Array
 
 
+# What the fields of an Architecture may hold.
+FIELDS = {
+    "vocabulary": fields.COUNT,
+    "length": fields.COUNT,
+    "width": fields.SIZE,
+    "depth": fields.DEPTH,
+    "heads": fields.SIZE,
+    "kv_heads": fields.SIZE._replace(unset=True),
+    "positions": Field(str, choices=positions.KINDS),
+    "norm": Field(str, choices=tuple(NORMS)),
+    "mlp": Field(str, choices=MLPS),
+    "mlp_ratio": Field(float, 0, above=True),
+    "bias": fields.SWITCH,
+    "tied": fields.SWITCH,
+    "dropout": fields.FRACTION,
+    "remat": Field(str, choices=tuple(remat.POLICIES)),
+    "rows_multiple": fields.COUNT,
+}
+
+
 def check(architecture: Architecture) -> None:
-    """Raises UserError for a name that there is not, and for numbers that do not fit each other."""
+    """Raises UserError for a value out of range, and for numbers that do not fit each other."""
     a = architecture
-    for field, value, known in (
-        ("positions", a.positions, positions.KINDS),
-        ("norm", a.norm, NORMS),
-        ("mlp", a.mlp, MLPS),
-    ):
-        if value not in known:
-            raise unknown(field, value, known)
-    for field in ("vocabulary", "length", "width", "depth", "heads", "kv_heads", "rows_multiple"):
-        value = getattr(a, field)
-        if value is not None and value < 1:
-            raise UserError(f"{field} is {value}; it must be at least 1")
-    if not 0 <= a.dropout < 1:
-        raise UserError(f"dropout is {a.dropout}; it must be in [0, 1)")
+    for name, field in FIELDS.items():
+        fields.check(name, getattr(a, name), field)
     if a.width % a.heads:
         raise UserError(f"{a.heads} heads do not divide the width, {a.width}; choose a multiple of them")
     if a.heads % (a.kv_heads or a.heads):
@@ -120,11 +132,19 @@ def empty(architecture: Architecture, batch: int) -> Cache:
     return Cache(jnp.zeros(shape, a.dtype), jnp.zeros(shape, a.dtype), jnp.int32(0))
 
 
+def has_room(cache: Cache, count: int) -> jax.Array:
+    """Whether `count` tokens more fit; UserError if it is known that they do not."""
+    length = cache.key.shape[2]
+    if not isinstance(cache.filled, jax.core.Tracer) and int(cache.filled) > length - count:
+        raise UserError(f"the cache has {int(cache.filled)} of {length} tokens: there is no room for {count} more")
+    return cache.filled <= length - count
+
+
 class GPT(nn.Module):
     """Tokens (B, T) to float32 logits of the tokens that follow, (B, T, rows), -inf of rows beyond the vocabulary.
 
-    With a cache of the tokens before, also the cache with these. It must have room for them: positions beyond `length`
-    are not checked.
+    With a cache of the tokens before, also the cache with these. A cache without room for them is refused where
+    `filled` is known when the model is traced; elsewhere it gives NaN, and so does a token that does not exist.
 
     >>> model = GPT(Architecture(vocabulary=65, length=64, width=32, depth=2))
     >>> logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((5, 64), jnp.int32))
@@ -143,11 +163,13 @@ class GPT(nn.Module):
             raise UserError(f"{tokens.shape[1]} tokens are more than the model's length, {a.length}")
         start = jnp.int32(0) if cache is None else cache.filled
         embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width))
-        x = embedding.astype(a.dtype)[tokens]  # (B, T, width)
+        x = indices.rows(embedding.astype(a.dtype), tokens, a.vocabulary)  # (B, T, width)
+        if cache is not None:
+            x = jnp.where(has_room(cache, tokens.shape[1]), x, jnp.nan)
         if a.positions == "learned":
             table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width))
             x = x + jax.lax.dynamic_slice_in_dim(table, start, x.shape[1]).astype(a.dtype)[None]
-        x = nn.Dropout(a.dropout, deterministic=not train)(x)
+        x = Dropout(a.dropout, deterministic=not train)(x)
 
         layer = Layer(a, train, parent=None)
         stacked = self.param("layers", lambda rng: stack(layer, jax.random.split(rng, a.depth), x))
@@ -200,7 +222,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, start: jax.Array, cache: tuple[jax.Array, jax.Array] | None):
         a = self.architecture
-        dropout = nn.Dropout(a.dropout, deterministic=not self.train)
+        dropout = Dropout(a.dropout, deterministic=not self.train)
         small = 0.02 / math.sqrt(2 * a.depth)  # so that a sum over all layers has the variance of one
         y = norm(a, "attention_norm")(x.astype(jnp.float32)).astype(a.dtype)
         y, cache = self.attend(y, start, cache)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from deeplearn.layers import remat
+from deeplearn.layers.dropout import Dropout
 
 
 class Block(nn.Module):
@@ -20,7 +21,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.relu(nn.Dense(self.features, dtype=self.dtype)(x))
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+        return Dropout(self.dropout)(x, deterministic=not train)
 
 
 class MLP(nn.Module):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from deeplearn.layers import remat
 from deeplearn.layers.dense import Dense
+from deeplearn.layers.dropout import Dropout
+from deeplearn.layers.indices import in_range
 from deeplearn.layers.recurrent import Recurrent
 
 
@@ -25,7 +27,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Recurrent(self.features, self.cell, self.dtype)(x)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+        return Dropout(self.dropout)(x, deterministic=not train)
 
 
 class SequenceRNN(nn.Module):
@@ -60,7 +62,7 @@ class LanguageRNN(nn.Module):
     """Tokens (B, T), integers, to float32 logits of the token that follows each, (B, T, vocabulary).
 
     An embedding, `layers` recurrent layers from the state zero, and a dense layer. `cell` is rnn, lstm or gru;
-    UserError for another.
+    UserError for another. A token that does not exist gives NaN from its place on.
 
     >>> init = LanguageRNN(vocabulary=65).init_with_output
     >>> logits, variables = jax.eval_shape(init, jax.random.key(0), jnp.ones((5, 64), jnp.int32))
@@ -78,7 +80,8 @@ class LanguageRNN(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, name="embedding")(tokens)  # (B, T, features)
+        embedding = nn.Embed(self.vocabulary, self.features, dtype=self.dtype, name="embedding")
+        x = embedding(in_range(tokens, self.vocabulary))  # (B, T, features)
         block = remat.block(Block, self.remat)
         for i in range(self.layers):
             x = block(self.features, self.cell, self.dropout, self.dtype, name=f"block_{i}")(x, train)

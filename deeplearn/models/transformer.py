@@ -13,6 +13,7 @@ from deeplearn.errors import UserError
 from deeplearn.layers import remat
 from deeplearn.layers.attention import SelfAttention
 from deeplearn.layers.dense import Dense
+from deeplearn.layers.dropout import Dropout
 
 
 def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
@@ -30,7 +31,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        dropout = Dropout(self.dropout, deterministic=not train)
         width = x.shape[-1]
         y = _norm(x)
         x = x + dropout(SelfAttention(self.heads, self.dtype)(y))
@@ -64,7 +65,7 @@ class VisionTransformer(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = Dense(self.width, dtype=self.dtype, name="embedding")(patches(x, self.patch))  # (B, T, width)
         positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
-        x = nn.Dropout(self.dropout)(x + positions.astype(self.dtype)[None], deterministic=not train)
+        x = Dropout(self.dropout)(x + positions.astype(self.dtype)[None], deterministic=not train)
         block = remat.block(Block, self.remat)
         for i in range(self.depth):
             x = block(self.heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block_{i}")(x, train)

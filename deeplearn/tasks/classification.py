@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from deeplearn import losses
+from deeplearn import fields, losses
+from deeplearn.layers.indices import in_range
 from deeplearn.metrics import Mean
 from deeplearn.tasks.task import Task
 
@@ -13,11 +14,15 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
 
     Trains on the mean of -log softmax(logits)[label]; evaluates loss, accuracy, accuracy by class (`class_accuracy`,
     (classes,)) and `confusion` (classes, classes): the fraction of the examples that are of the row's class and taken
-    for the column's.
+    for the column's. A label outside of [0, classes) makes the loss NaN.
 
     >>> from deeplearn.models.mlp import MLP
     >>> task = classification(MLP(classes=10), (8, 8, 1), 10)
     """
+    fields.check("label_smoothing", label_smoothing, fields.FRACTION)
+
+    def cross_entropy(logits, batch, label_smoothing=0.0):
+        return losses.cross_entropy(logits, in_range(batch["label"], classes), label_smoothing)  # (B,)
 
     def init(rng):
         variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, *shape))))
@@ -31,7 +36,7 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
             rngs={"dropout": rng},
             mutable=list(model_state),
         )
-        value = losses.cross_entropy(logits, batch["label"], label_smoothing).mean()
+        value = cross_entropy(logits, batch, label_smoothing).mean()
         correct = jnp.argmax(logits, axis=-1) == batch["label"]  # (B,)
         return value, (model_state, {"accuracy": correct.astype(jnp.float32).mean()})
 
@@ -47,7 +52,7 @@ def classification(model, shape: tuple[int, ...], classes: int, *, label_smoothi
         confusion = jnp.einsum("bt,bg->tg", truth, guess)
         count = mask.sum()
         return {
-            "loss": Mean((losses.cross_entropy(logits, batch["label"]) * mask).sum(), count),
+            "loss": Mean((cross_entropy(logits, batch) * mask).sum(), count),
             "accuracy": Mean(jnp.trace(confusion), count),
             "class_accuracy": Mean(jnp.diag(confusion), truth.sum(axis=0)),
             "confusion": Mean(confusion, count),

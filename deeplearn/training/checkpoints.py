@@ -105,8 +105,8 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
       step: the state's step.
       state: any tree of arrays, sharded or not, and PRNG keys. NumPy arrays and Python numbers are saved as
         `jnp.asarray` makes them.
-      metadata: what JSON can hold; comes back with the state.
-      metric: the value that the best is chosen by; None or NaN is never the best.
+      metadata: what `strict_json.encode` takes; comes back with the state.
+      metric: the value that the best is chosen by; None and a number that is not finite are never the best.
 
     Returns:
       False, having saved nothing, if one of the parameters (what lies under `params`, or the whole of a state
@@ -124,7 +124,7 @@ def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metr
     if not all(prints[name].finite for name in parameters):
         return False
 
-    metric = None if metric is None or math.isnan(metric) else float(metric)
+    metric = None if metric is None or not math.isfinite(metric) else float(metric)
     record = stored.make_record(step, metric, metadata, named, prints, manager.identity)
     path = manager.directory / stored.name_of(record)
 
@@ -215,11 +215,16 @@ def restore_latest(manager: Manager, abstract_state: Any) -> Restored | None:
             "after it has passed its step",
             manager.directory,
         )
-    return restored
+    if restored is None:
+        return None
+    return restored._replace(damaged=tuple(step for step in restored.damaged if step > restored.step))
 
 
 def restore_best(manager: Manager, abstract_state: Any) -> Restored | None:
-    """The intact checkpoint with the best metric, the earliest of equals; otherwise as `restore_latest`."""
+    """The intact checkpoint with the best metric, the earliest of equals; otherwise as `restore_latest`.
+
+    `damaged` of what it returns tells whether a better one may have been lost.
+    """
     wait(manager)
     return restoring.restore(manager, abstract_state, lambda checkpoints: listing.best_first(checkpoints, manager.mode))
 

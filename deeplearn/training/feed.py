@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from deeplearn.data import order, sources, splits
 from deeplearn.parallel import mesh as meshes
-from deeplearn.training.state import ORDER
+from deeplearn.training.state import ORDER, key
 
 EVALUATE_BLOCK = 10_000  # rows of a streamed split on the device at once
 
@@ -22,12 +22,14 @@ class Feed(NamedTuple):
       batch_of: `(state, data) -> (i -> batch)`; batch i is that of step `state.step + i`.
       blocks: `split name -> iterator of {name: (n, ...)}`, the split in as few pieces as fit.
       abstract: `steps -> data`, the shapes, dtypes and shardings of what `data` gives; nothing is read onto a device.
+      length: `data -> int`, how many batches there are at most in it: an index beyond gives the last one again.
     """
 
     data: Callable[[int, int], Any]
     batch_of: Callable[[Any, Any], Callable[[Any], dict]]
     blocks: Callable[[str], Iterator[dict]]
     abstract: Callable[[int], Any]
+    length: Callable[[Any], int]
 
 
 def indices(rng, step, batch_size: int, length: int, size: int):
@@ -63,12 +65,13 @@ def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.replicated(mesh))
             for name, x in data.train.arrays.items()
         },
+        length=lambda data: length,
     )
 
 
 def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
     """Batches read by threads ahead of the step that wants them; each process reads its own rows only."""
-    key = jax.random.fold_in(jax.random.key(seed), ORDER)
+    order_key = jax.random.fold_in(key(seed), ORDER)
     rows, parts = meshes.rows_here(mesh, batch_size), meshes.batch_parts(mesh)
     divided = NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES))
     together = jax.jit(
@@ -80,7 +83,7 @@ def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
 
     def read(step, steps):
         if reading["step"] != step:
-            batches = sources.stream(data.train, key, batch_size, start_step=step, rows=rows)
+            batches = sources.stream(data.train, order_key, batch_size, start_step=step, rows=rows)
             reading.update(step=step, batches=batches)
         taken = [next(reading["batches"]) for _ in range(steps)]
         reading["step"] += steps
@@ -105,4 +108,5 @@ def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
             name: jax.ShapeDtypeStruct((steps, batch_size, *x.shape), x.dtype, sharding=divided)
             for name, x in data.spec.items()
         },
+        length=lambda data: jax.tree.leaves(data)[0].shape[0],
     )

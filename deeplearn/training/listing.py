@@ -3,6 +3,7 @@
 A writer may delete checkpoints while this lists them: a listing during which one vanished is taken again.
 """
 
+import math
 import pathlib
 from collections.abc import Callable, Collection
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def best_first(checkpoints: Collection[Checkpoint], mode: str) -> list[Checkpoin
     >>> [checkpoint.name for checkpoint in best_first([a, b, Checkpoint(3, None, "c", 0)], "max")]
     ['b', 'a']
     """
-    with_metric = [checkpoint for checkpoint in checkpoints if checkpoint.metric is not None]
+    with_metric = [c for c in checkpoints if c.metric is not None and math.isfinite(c.metric)]  # older ones may not be
     return sorted(with_metric, key=lambda checkpoint: _SIGN[mode] * checkpoint.metric)
 
 

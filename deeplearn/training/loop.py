@@ -20,7 +20,7 @@ class Progress(NamedTuple):
 
     Fields:
       seconds: the clock, which runs from before the first compile; it stands during evaluation and saving.
-      best: the best value so far of the metric that chooses the checkpoint, None before the first evaluation.
+      best: the best value so far of the metric that chooses the checkpoint, None before the first finite one.
       best_step: its step.
       stale: evaluations since then.
       target_step, target_seconds: when validation first reached the target, None before.
@@ -108,14 +108,14 @@ def monitored(target: Target | None, values: dict) -> Target:
 
 
 def judge(goal: Target, progress: Progress, step: int, values: dict) -> Progress:
-    """The progress after an evaluation at `step`."""
+    """The progress after an evaluation at `step`; a value that is not finite is never the best, and reaches nothing."""
     value = float(values[goal.metric])
-    better = progress.best is None or (value > progress.best if goal.rises else value < progress.best)
-    if better:
+    none = progress.best is None or not math.isfinite(progress.best)  # older progress may hold NaN
+    if math.isfinite(value) and (none or (value > progress.best if goal.rises else value < progress.best)):
         progress = progress._replace(best=value, best_step=step, stale=0)
     else:
         progress = progress._replace(stale=progress.stale + 1)
-    if progress.target_step is None and goal.reached(value):
+    if progress.target_step is None and math.isfinite(value) and goal.reached(value):
         progress = progress._replace(target_step=step, target_seconds=progress.seconds)
     return progress
 

@@ -78,7 +78,7 @@ def admit(
     else:
         _check_checkpoints(workdir, launch["id"])
         # The identity's config has what the experiment filled in, such as a batch size of 0 that means its own.
-        config = json.loads(json.dumps({**config, **identified["config"]}))
+        config = json.loads(json.dumps({**config, **identified["config"]}, allow_nan=False))
         manifest = {"kind": "run", **launch, "config": config, "identity": rest, **place, "seed": config.get("seed")}
         manifest |= {"resumed": []}
     return manifest

@@ -1,6 +1,6 @@
 """The lines of metrics.jsonl: a JSON object each, whose last key "crc" is a checksum of the others.
 
-JSON has no NaN and no infinity: these are the strings "NaN", "Infinity" and "-Infinity". The value of "crc" is the
+NaN and infinities are strings, see deeplearn.strict_json. The value of "crc" is the
 CRC-32 of the line without that key, in hexadecimal. Lines of older runs have no checksum.
 """
 
@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from deeplearn import strict_json
 from deeplearn.errors import UserError
 
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _CRC = re.compile(rb'(.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
 _RESERVED = ("step", "crc")
 
@@ -27,7 +27,7 @@ def encode(step: int, numbers: Mapping[str, float]) -> str:
     """
     if taken := [name for name in _RESERVED if name in numbers]:
         raise ValueError(f"a metric cannot have the name {taken[0]!r}")
-    text = json.dumps({"step": int(step)} | {name: _to_json(value) for name, value in numbers.items()})
+    text = strict_json.dumps({"step": int(step), **numbers})
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
@@ -97,16 +97,10 @@ def _may_be_cut_off(line: bytes) -> bool:
         return False
 
 
-def _to_json(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
 def _to_float(value: Any) -> float:
-    """The number that `_to_json` wrote; other strings are none, such as a checksum under a damaged key."""
+    """The number that was written; other strings are none, such as a checksum under a damaged key."""
     if isinstance(value, str):
-        return _NOT_FINITE[value]
+        return strict_json.NOT_FINITE[value]
     if isinstance(value, bool):
         raise TypeError("a truth value is not a number")
     return float(value)

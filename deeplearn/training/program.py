@@ -25,7 +25,8 @@ class Program(NamedTuple):
       abstract: the TrainState's shapes, dtypes and shardings: what a checkpoint is restored into.
       init: `() -> TrainState`.
       feed: the data, see deeplearn.training.feed.
-      chunk: `(state, data, steps) -> (state, metrics)`; the state that goes in is consumed.
+      chunk: `(state, data, steps) -> (state, metrics)`, of no more steps than `log_every`, or than there are batches in
+        `data` where that is streamed (UserError); the state that goes in is consumed.
       kept: `(state, data) -> tree`, what the forward pass of a step keeps for the backward pass.
       evaluate: `(state, split) -> {name: value}` of "train", "validation" or "test", at the optimizer's own evaluation
         parameters.
@@ -92,7 +93,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
         abstract=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
         init=lambda: jax.block_until_ready(compile(init, out_shardings=placed)()),
         feed=fed,
-        chunk=compile(chunk, donate_argnums=0, out_shardings=(placed, whole)),
+        chunk=step.bounded(compile(chunk, donate_argnums=0, out_shardings=(placed, whole)), fed.length),
         kept=compile(kept),
         evaluate=evaluate,
     )

@@ -1,14 +1,13 @@
 """What a run leaves for people: the model before it, the metrics and the pictures after it."""
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from deeplearn import files, pictures, roles
+from deeplearn import files, pictures, roles, strict_json
 from deeplearn.parallel import processes
-from deeplearn.training import logs
+from deeplearn.training import logs, restoring
 
 SHOWN = 1000  # test examples that the pictures are taken from
 
@@ -35,13 +34,18 @@ def before(workdir: Path, experiment) -> None:
 
 
 def after(workdir: Path, experiment, program, best, progress, reason: str) -> str:
-    """Evaluate the best checkpoint on every split, draw it, and say in a few lines how the run went."""
+    """Evaluate the best checkpoint on every split, draw it, and say in a few lines how the run went.
+
+    `best` is another checkpoint if the best is damaged, see `restoring.described`.
+    """
+    kind, lost = restoring.described(best, progress.best_step)
     values = {split: jax.device_get(program.evaluate(best.state, split)) for split in ("train", "validation", "test")}
     params = experiment.optimizer.evaluation_params(best.state.opt_state, best.state.params)
     params, model_state = processes.fetch((params, best.state.model_state))
     if not processes.is_main():
         return ""
     summary = {
+        "checkpoint": kind,
         "step": best.step,
         "target_step": progress.target_step,
         "target_seconds": progress.target_seconds,
@@ -49,11 +53,12 @@ def after(workdir: Path, experiment, program, best, progress, reason: str) -> st
         **{split: {name: np.asarray(x).tolist() for name, x in found.items()} for split, found in values.items()},
     }
     with files.replacing(workdir / "evaluation.json") as path:
-        path.write_text(json.dumps(summary, indent=1))
+        path.write_text(strict_json.dumps(summary, indent=1))
     draw(workdir, experiment, params, model_state, values["test"])
 
     ended = {"done": "done", "early": f"stopped early, {progress.stale} evaluations without a better one"}[reason]
-    lines = [f"{ended}: best checkpoint at step {best.step:,}, {progress.seconds:.1f} s of training"]
+    lines = [f"{ended}: {kind} at step {best.step:,}, {progress.seconds:.1f} s of training"]
+    lines += [f"  not the best checkpoint: {lost}"] if lost else []
     for split, found in values.items():
         scalars = ", ".join(f"{name} {float(x):.4f}" for name, x in sorted(found.items()) if np.ndim(x) == 0)
         lines.append(f"  {split:10} {scalars}  ({len(experiment.data.split(split)):,} examples)")

@@ -12,17 +12,57 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from deeplearn import strict_json
 from deeplearn.errors import UserError
 from deeplearn.parallel import processes
 from deeplearn.training import leaves, listing, reading, stored
 
 
 class Restored(NamedTuple):
-    """A state read back, the metadata saved with it, and its step."""
+    """A state read back.
+
+    Fields:
+      state: the arrays.
+      metadata: what was saved with it.
+      step: its step.
+      metric: the value that the best is chosen by, None if it was saved without one.
+      damaged: the steps of damaged checkpoints that come before it in the order, or may.
+    """
 
     state: Any
     metadata: dict[str, Any]
     step: int
+    metric: float | None = None
+    damaged: tuple[int, ...] = ()
+
+
+def described(restored: Restored, best_step: int | None = None) -> tuple[str, str]:
+    """What a checkpoint is among those of its run, and why it is not the best; an empty text if it is.
+
+    Args:
+      restored: from `checkpoints.restore_best`, or from `restore_latest` if that has none; its metadata may have the
+        `best_step` of a run's progress.
+      best_step: that of the best if it is known; 0 if no evaluation had a best.
+
+    >>> described(Restored(None, {}, 5, 0.9)), described(Restored(None, {}, 5, 0.9), best_step=5)
+    (('best checkpoint', ''), ('best checkpoint', ''))
+    >>> described(Restored(None, {}, 5, 0.9, (7,)))
+    ('best intact checkpoint', 'a damaged one may be better: step 7')
+    >>> described(Restored(None, {"best_step": 7}, 9))
+    ('last intact checkpoint', 'the best, of step 7, is damaged or gone')
+    >>> described(Restored(None, {"best_step": 0}, 9))
+    ('last checkpoint', 'no evaluation has given a finite value')
+    """
+    scored = restored.metric is not None
+    if scored and restored.step == (restored.step if best_step is None and not restored.damaged else best_step):
+        return "best checkpoint", ""
+    known = restored.metadata.get("best_step") if best_step is None and not scored else best_step
+    kind = "best intact checkpoint" if scored else "last intact checkpoint"
+    if known:
+        return kind, f"the best, of step {known:,}, is damaged or gone"
+    if restored.damaged:
+        return kind, f"a damaged one may be better: step {', '.join(f'{step:,}' for step in restored.damaged)}"
+    return "last checkpoint", "no evaluation has given a finite value"
 
 
 def restore(manager: Any, abstract_state: Any, order: Callable[[list], list]) -> Restored | None:
@@ -43,29 +83,35 @@ def restore(manager: Any, abstract_state: Any, order: Callable[[list], list]) ->
 
     for _ in range(listing.TRIES):
         vanished = False
-        for name in _agreed_names(manager, order):
+        names, damaged = _agreed_names(manager, order)
+        for name in names:
+            if name in manager.damaged:  # since it was read earlier
+                damaged.append(name)
+                continue
             path = manager.directory / name
             outcome = reading.read(manager.handler, path, abstract_state, functools.partial(check, path))
             if outcome.kind == reading.INTACT:
-                record = outcome.record
-                return Restored(_as_state(outcome.data, abstract_state), record["metadata"], record["step"])
+                record, steps = outcome.record, sorted(int(name.split("-")[0]) for name in damaged)
+                state, metadata = _as_state(outcome.data, abstract_state), strict_json.decode(record["metadata"])
+                return Restored(state, metadata, record["step"], record["metric"], tuple(steps))
             if outcome.kind == reading.REFUSED:
                 raise UserError(outcome.detail)
             vanished = outcome.kind == reading.VANISHED
             if vanished:  # list again: what replaced it is there by now
                 break
             _skip(manager, name, outcome.detail)
+            damaged.append(name)
         if not vanished:
             return None
     raise listing.changing(manager.directory)
 
 
-def _agreed_names(manager: Any, order: Callable[[list], list]) -> list[str]:
-    """The checkpoints to try, in `order`, as process 0 lists them; skips those whose record is damaged."""
+def _agreed_names(manager: Any, order: Callable[[list], list]) -> tuple[list[str], list[str]]:
+    """The checkpoints in `order`, as process 0 lists them, and those whose record is damaged, which are skipped."""
     names, damaged, error = [], {}, None
     if processes.is_main():
         try:
-            there = [c for c in listing.listed(manager.directory) if c.name not in manager.damaged]
+            there = listing.listed(manager.directory)
             damaged = {c.name: c.damage for c in there if c.damage}
             names = [c.name for c in order([c for c in there if not c.damage])]
         except UserError as failure:
@@ -74,8 +120,9 @@ def _agreed_names(manager: Any, order: Callable[[list], list]) -> list[str]:
     if error:
         raise UserError(error)
     for name, damage in damaged.items():
-        _skip(manager, name, damage)
-    return names
+        if name not in manager.damaged:
+            _skip(manager, name, damage)
+    return names, list(damaged)
 
 
 def _skip(manager: Any, name: str, damage: str) -> None:

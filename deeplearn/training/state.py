@@ -1,9 +1,13 @@
 """The state of a run: one pytree, and nothing else changes."""
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from deeplearn import fields
 
 # What each use of a run's randomness folds into its key first: the uses never share bits.
 INIT, ORDER, STEP, EVALUATE = range(4)
@@ -26,9 +30,24 @@ class TrainState(NamedTuple):
     rng: Any
 
 
+def key(seed) -> jax.Array:
+    """The key of a seed from 0 to 2^32 - 1, an integer or a traced uint32; the same with and without jax_enable_x64.
+
+    Raises UserError for another integer, of which `jax.random.key` would drop bits.
+
+    >>> key(2**32)
+    Traceback (most recent call last):
+    deeplearn.errors.UserError: seed is 4294967296; it must be at most 4294967295
+    """
+    if isinstance(seed, Integral):
+        fields.check("seed", seed, fields.SEED)
+        seed = np.uint32(seed)
+    return jax.random.key(seed)
+
+
 def begin(task, seed):
     """The parameters, the model's state and the key of a run: what does not depend on the optimizer."""
-    rng = jax.random.key(seed)
+    rng = key(seed)
     return *task.init(jax.random.fold_in(rng, INIT)), rng
 
 

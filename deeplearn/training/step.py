@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deeplearn.errors import UserError
 from deeplearn.training.state import STEP, TrainState
 
 
@@ -94,3 +95,23 @@ def make_chunk(step, batch_of):
         return state, jax.tree.map(lambda x: x / jnp.float32(steps), total)
 
     return chunk
+
+
+def bounded(chunk, length):
+    """A compiled `(state, data, steps) -> ...` that refuses more steps than `data` has batches, `length(data)`.
+
+    JAX would take the last batch again for each of them.
+    """
+
+    def checked(state, data, steps):
+        check_length(int(steps), length(data))
+        return chunk(state, data, steps)
+
+    checked.lower = chunk.lower
+    return checked
+
+
+def check_length(steps: int, most: int) -> None:
+    """Raise UserError for a chunk of fewer than one step, or of more than it has batches for."""
+    if not 1 <= steps <= most:
+        raise UserError(f"a chunk has from 1 to {most} steps here, not {steps}: call it again for the others")

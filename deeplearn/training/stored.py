@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from deeplearn import files
+from deeplearn import files, strict_json
 from deeplearn.errors import UserError
 from deeplearn.files import in_bucket, remove_tree
 from deeplearn.parallel import processes
@@ -52,7 +52,7 @@ def make_record(
     Args:
       step: the state's step.
       metric: the value that the best checkpoint is chosen by.
-      metadata: the caller's, what JSON can hold.
+      metadata: the caller's, what `strict_json.encode` takes.
       named: the arrays by path, from `leaves.named`.
       prints: the fingerprints of the arrays.
       identity: of the run.
@@ -64,10 +64,10 @@ def make_record(
         "step": int(step),
         "metric": metric,
         "identity": identity,
-        "metadata": metadata,
+        "metadata": strict_json.encode(metadata),
         "leaves": {name: [*leaves.spec(leaf), *prints[name].sums] for name, leaf in named.items()},
     }
-    return json.loads(json.dumps(record))
+    return json.loads(json.dumps(record, allow_nan=False))
 
 
 def name_of(record: dict[str, Any]) -> str:

@@ -130,10 +130,10 @@ def main():
     if reason := missing():
         sys.exit(reason)
     found = {versions(): compiled(options.subject)}
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     if options.record:
         RESULTS.mkdir(exist_ok=True)
-        text = json.dumps(recorded(options.subject) | found, indent=1, sort_keys=True)
+        text = json.dumps(recorded(options.subject) | found, indent=1, sort_keys=True, allow_nan=False)
         _record(options.subject).write_text(text + "\n")
 
 

@@ -222,11 +222,11 @@ def main():
             found = check(options.subject, options.only or SCHEDULES[options.subject], dump)
     else:
         found = check(options.subject, options.only, None)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     if options.record:
         RESULTS.mkdir(exist_ok=True)
         known = recorded(options.subject) | {found["libtpu"]: found["cases"]}
-        text = json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         _record(options.subject).write_text(text + "\n", encoding="utf-8")
 
 

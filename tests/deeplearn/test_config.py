@@ -30,6 +30,17 @@ def test_defaults_pass():
     configs.check(configs.base_config())
 
 
+def test_every_field_has_a_rule_and_every_rule_a_field():
+    assert configs.FIELDS.keys() == set(configs.base_config()) and not configs.FIELDS.keys() & configs.SHARED.keys()
+
+
+def test_a_value_without_a_rule_is_finite():
+    """However deep it lies."""
+    configs.check(configs.base_config(mine={"a": [1.0, "b"]}))
+    with pytest.raises(UserError, match="config.mine is nan; it must be a finite number"):
+        configs.check(configs.base_config(mine={"a": (1.0, float("nan"))}))
+
+
 def test_fields_replace_and_extend():
     config = configs.base_config(batch_size=8, hidden=3)
     assert (config.batch_size, config.hidden, config.seed) == (8, 3, 0)

@@ -8,8 +8,11 @@ from deeplearn import experiment
 from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
+from deeplearn.data.tokenizers import Tokenizer
 from deeplearn.errors import UserError
-from deeplearn.models.rnn import SequenceRNN
+from deeplearn.models.gpt import GPT, Architecture
+from deeplearn.models.mlp import MLP
+from deeplearn.models.rnn import LanguageRNN, SequenceRNN
 from deeplearn.tasks.regression import regression
 
 
@@ -34,9 +37,15 @@ def test_target(text, target):
     assert experiment.parse_target(text) == target
 
 
-@pytest.mark.parametrize("text", ["accuracy", "accuracy=0.9", "accuracy>=high", ">=0.9", "loss<=1e"])
+@pytest.mark.parametrize("text", ["accuracy", "accuracy=0.9", "accuracy>=high", ">=0.9", "loss<=1e", "loss<=nan"])
 def test_target_of_another_form(text):
     with pytest.raises(UserError, match="METRIC>=NUMBER"):
+        experiment.parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["accuracy>=1e999", "loss<=-1e999"])
+def test_a_target_that_is_not_finite(text):
+    with pytest.raises(UserError, match="the number in target .* is -?inf; it must be a finite number"):
         experiment.parse_target(text)
 
 
@@ -59,8 +68,7 @@ def test_reached(value, rises, falls):
         ({"batch_size": 32, "steps": 1000, "eval_every": 100}, 32, 1000, 100, 100, 100),
         ({"batch_size": 32, "steps": 1000, "eval_every": 500, "log_every": 50}, 32, 1000, 500, 50, 500),
         ({"batch_size": 32, "steps": 10, "checkpoint_every": 3}, 32, 10, 4, 4, 3),
-        ({"batch_size": 512}, 100, 10, 1, 1, 1),  # no batch is larger than the data
-        ({"batch_size": 512, "accumulate": 16}, 96, 11, 2, 2, 2),  # and its parts are of one size
+        ({"batch_size": 100}, 100, 10, 1, 1, 1),
         ({"optimizer": "gradient_descent", "epochs": 3.0}, 100, 3, 1, 1, 1),
         ({"optimizer": "sgd", "epochs": 3.0}, 1, 300, 100, 100, 100),
     ],
@@ -68,28 +76,72 @@ def test_reached(value, rises, falls):
 def test_budget(fields, batch_size, steps, eval_every, log_every, checkpoint_every):
     e = wire(**fields)
     assert (e.batch_size, e.steps) == (batch_size, steps)
+    assert e.config.batch_size == batch_size  # what the identity and the manifest hold
     assert (e.eval_every, e.log_every, e.checkpoint_every) == (eval_every, log_every, checkpoint_every)
 
 
 @pytest.mark.parametrize(
     "fields, examples",
-    [
-        ({"batch_size": 512, "accumulate": 128}, 100),
-        ({"optimizer": "gradient_descent", "accumulate": 8}, 100),
-        ({"optimizer": "sgd", "accumulate": 2}, 1),
-    ],
+    [({"optimizer": "gradient_descent", "accumulate": 8}, 100), ({"optimizer": "sgd", "accumulate": 2}, 1)],
 )
 def test_parts_that_a_batch_does_not_have(fields, examples):
-    said = f"accumulate is {fields['accumulate']}; it must divide the batch, which has {examples} examples"
+    said = f"it must divide the batch of the optimizer {fields['optimizer']}, which has {examples} examples"
     with pytest.raises(UserError, match=said):
         wire(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, remedy",
+    [
+        ({"batch_size": 101}, "--config.batch_size=100 fits"),
+        ({"batch_size": 512, "accumulate": 16}, "--config.batch_size=96 fits"),
+        ({"batch_size": 512, "accumulate": 128}, "--config.batch_size=100 --config.accumulate=1 fits"),
+    ],
+)
+def test_a_batch_larger_than_the_training_set(fields, remedy):
+    with pytest.raises(UserError, match=f"is {fields['batch_size']}, and there are 100 training examples; {remedy}"):
+        wire(**fields)
+
+
+def labelled(labels):
+    split = Arrays({"image": np.zeros((len(labels), 2, 2, 1), np.uint8), "label": np.array(labels, np.int32)})
+    return Data("made by hand", split, split, split, ("a", "b", "c"))
+
+
+def tokens(most):
+    split = Arrays({"tokens": np.full((4, 5), most, np.int32)})
+    return Data("made by hand", split, split, split)
+
+
+@pytest.mark.parametrize(
+    "data, model, tokenizer, said",
+    [
+        (labelled([0, 2, 1, 3]), MLP((4,), 3), None, "made by hand train: example 3 has label 3, outside 0 to 2"),
+        (labelled([0, 2, -1, 1]), MLP((4,), 3), None, "example 2 has label -1, outside 0 to 2"),
+        (tokens(7), LanguageRNN(7, 4), None, "example 0 has token 7, outside 0 to 6; use the tokenizer of the model"),
+        (tokens(7), GPT(Architecture(7, 4, 8, 1, 2)), None, "has token 7, outside 0 to 6"),
+        (tokens(7), GPT(Architecture(8, 4, 8, 1, 2)), Tokenizer("small", 6, None, None), "token 7, outside 0 to 5"),
+        (tokens(-1), LanguageRNN(7, 4), None, "has token -1, outside 0 to 6"),
+    ],
+)
+def test_data_of_ones_own_is_checked(data, model, tokenizer, said):
+    """Labels and tokens that do not exist: JAX would take the nearest that do."""
+    with pytest.raises(UserError, match=said):
+        experiment.wire(base_config(batch_size=2), None, data, model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("epochs", [1e8, 1e300])
+def test_more_steps_than_a_counter_counts(epochs):
+    with pytest.raises(UserError, match="a run has at most 2147483647 steps"):
+        wire(batch_size=1, epochs=epochs)
 
 
 def test_an_optimizer_of_ones_own():
     from deeplearn import optimizers
 
     mine = optimizers.make("adam", learning_rate=0.5)
-    assert experiment.wire(base_config(), regression(nn.Dense(1), (3,)), data(10), optimizer=mine).optimizer is mine
+    wired = experiment.wire(base_config(batch_size=5), regression(nn.Dense(1), (3,)), data(10), optimizer=mine)
+    assert wired.optimizer is mine
 
 
 RECURRENT = {"recurrent_kernel", "input_kernel", "kernel"}  # and the kernel of the output layer
@@ -100,7 +152,7 @@ def test_the_roles_come_from_the_loss(fields):
     """Of a constant loss, only what regularizes changes parameters: all kernels, the recurrent ones too, no bias."""
     task = regression(SequenceRNN(4, "gru", outputs=1), (5, 3))
     constant = task._replace(loss=lambda *args: (0.0 * task.loss(*args)[0], task.loss(*args)[1]))
-    wired = experiment.wire(base_config(optimizer="minibatch_sgd", **fields), constant, data(10, (5, 3)))
+    wired = experiment.wire(base_config(optimizer="minibatch_sgd", batch_size=5, **fields), constant, data(10, (5, 3)))
     key = jax.random.key(0)
     params, state = task.init(key)
     params = jax.tree.map(lambda x: x + 1.0, params)

@@ -302,7 +302,7 @@ STUDIES = {
     "a rate in quotes": ({"points": None, "learning_rates": ["0.1"]}, "a number of rates, or a list of rates"),
     "one rate without a list": ({"points": None, "learning_rates": 0.1}, "a number of rates, or a list of rates"),
     "a truth value for a number": ({"seeds": True}, "seeds is True; it must be a whole number"),
-    "seeds that reach those of the reruns": ({"seeds": 10_001}, "seeds are 10001; at most 10000"),
+    "seeds that reach those of the reruns": ({"seeds": 10_001}, "seeds is 10001; it must be at most 10000"),
     "spaces in a list": ({"spaces": ["adam"]}, "spaces are .*they must be .optimizer:"),
     "a space with three ends": ({"spaces": {"adam": {"b1": (0.1, 0.2, 0.3)}}}, "spaces are .*they must be .optimizer:"),
     "a space with ends in a text": ({"spaces": {"adam": {"b1": "ab"}}}, "spaces are .*they must be .optimizer:"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplearn import sampling
+from deeplearn.errors import UserError
 from deeplearn.models import gpt
 
 LOGITS = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.25, 0.05]]))
@@ -33,6 +34,35 @@ def test_what_is_left(top_k, top_p, kept):
     left = sampling.truncate(LOGITS, top_k, top_p)
     assert set(np.flatnonzero(np.isfinite(left[0]))) == kept
     np.testing.assert_array_equal(left[0, jnp.array(sorted(kept))], LOGITS[0, jnp.array(sorted(kept))])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_nan_give_no_token(temperature):
+    logits = jnp.array([[0.0, jnp.nan, 1.0], [0.0, 5.0, -jnp.inf]])
+    found = sampling.draw(jax.random.key(0), logits, temperature, 0, 1.0)
+    assert found[0] == -1 and found[1] in (0, 1)
+
+
+@pytest.mark.parametrize("token", [11, 300, -1])
+def test_a_prompt_that_the_model_does_not_know(token):
+    with pytest.raises(UserError, match="the logits are NaN: the prompt has tokens unknown to the model"):
+        text([1, token, 2], 3)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"temperature": float("nan")}, "temperature is nan; it must be a finite number, at least 0"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"top_k": -1}, "top_k is -1; it must be at least 0"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be at most 1"),
+        ({"length": 1}, "length is 1; it must be at least 2"),
+    ],
+)
+def test_options_that_make_no_sense(options, said):
+    with pytest.raises(UserError, match=said):
+        text([1, 2], 3, **options)
 
 
 def test_what_comes_to_p_exactly_is_enough():

@@ -122,6 +122,11 @@ def test_a_plateau_waits_in_epochs_unless_told_otherwise(text, window):
         ("plateau(factor=1)", "factor=1.0 is out of range"),
         ("plateau(patience=0)", "patience=0 is out of range"),
         ("cosine(0.1)", "is not of the form"),
+        ("cosine(warmup=1e999)", "warmup=inf is out of range"),
+        ("cosine(warmup=1e300)", r"warmup=1e\+300 is out of range"),
+        ("step(every=3000000000)", "every=3000000000.0 is out of range"),
+        ("plateau(patience=9999999999)", "patience=9999999999 is out of range"),
+        ("linear(final=True)", "final=True is no number"),
     ],
 )
 def test_mistakes_are_one_line_for_the_user(text, message):

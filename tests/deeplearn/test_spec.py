@@ -78,6 +78,7 @@ def test_settings_have_the_types_of_their_defaults(given, expected):
         ({"rat": 1}, "did you mean rate"),
         ({"rate": True}, "rate=True is no number"),
         ({"rate": "fast"}, "rate='fast' is no number"),
+        ({"rate": 10**400}, "thing name: rate is 1000.*; it must be a finite number"),
         ({"count": 2.5}, "count=2.5 is no whole number"),
         ({"flag": 1}, "flag=1 is no truth value"),
         ({"kind": None}, "kind=None is no string"),

@@ -58,9 +58,8 @@ def test_compare(run, tmp_path):
 
 
 def test_a_list_of_rates(run, tmp_path):
-    fields = (*FIELDS, "--config.mesh=data:2")  # which a study does not use
     status, out, err = run(
-        "compare", *fields, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1", "--reruns=0"
+        "compare", *FIELDS, "--optimizers=adam", "--learning_rates=0.1,0.01,0.003", "--seeds=1", "--reruns=0"
     )
     assert status == 0, err
     lanes = -(-3 // min(os.cpu_count(), 8)) * min(os.cpu_count(), 8)  # three runs, a device a core
@@ -121,7 +120,11 @@ def test_mistakes_in_workloads(run, arguments, said):
         (("--learning_rates=0",), "learning_rates, 0, are neither a number of rates nor rates above 0"),
         (("--learning_rates=0.1,-1",), "are neither a number of rates nor rates above 0"),
         (("--learning_rates=0.1,x",), "--learning_rates=0.1,x is neither"),
-        (("--seeds=0",), "seeds is 0; it must be a whole number, at least 1"),
+        (("--seeds=0",), "seeds is 0; it must be at least 1"),
+        (("--config.mesh=data:2",), "digits_mlp: config.mesh is 'data:2', and a comparison ignores it"),
+        (("--config.patience=3",), "digits_mlp: config.patience is 3, and a comparison ignores it; all runs have"),
+        (("--config.dropout=1.5",), "config.dropout is 1.5; it must be in [0, 1)"),
+        (("--points=3", "--learning_rates=8"), "give one of --points and --learning_rates"),
         (("--points=0",), "points is 0"),
         (("--optimizers=minibatch_sgd(learning_rate=1.0)", "--points=3"), "leaves nothing to search"),
         (("--optimizers=adam(learning_rate=1.0)",), "sets the learning rate that is to vary"),

@@ -12,6 +12,35 @@ def fails(result, said):
     assert status == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in err, err
 
 
+def test_the_best_checkpoint_is_damaged(run, tmp_path):
+    """`evaluate` takes the last one and says why; at the end of `train` the last one is not called the best."""
+    rough = ("--config.epochs=10", "--config.learning_rate=1.0", "--config.features=(8,)")  # the best is not the last
+    train = ("train", "--config=digits_mlp", "--workdir=run", *rough)
+    status, out, err = run(*train)
+    assert status == 0 and out.startswith("done: best checkpoint at step "), err
+    records = {}
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        record = json.loads((path / "record" / "record.json").read_text())["record"]
+        records[record["step"]] = path, record["metric"]
+    best, path = next((step, path) for step, (path, metric) in records.items() if metric is not None)
+    last = max(records)
+    assert best < last and f"at step {best}," in out
+    status, out, err = run("evaluate", "--workdir=run")
+    assert status == 0 and f"step {best}:" in out and "this is its" not in err, err
+    for file in (path / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * file.stat().st_size)
+
+    status, out, err = run("evaluate", "--workdir=run")
+    said = f"this is its last intact checkpoint, of step {last}: the best, of step {best}, is damaged or gone"
+    assert status == 0 and f"step {last}:" in out and said in err and "skipped the damaged checkpoint" in err, err
+    status, out, err = run(*train)
+    assert status == 0 and out.startswith(f"done: last intact checkpoint at step {last}, "), out + err
+    assert f"not the best checkpoint: the best, of step {best}, is damaged or gone" in out
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (found["step"], found["checkpoint"]) == (last, "last intact checkpoint")
+
+
 def no_examples(directory):
     path = directory / "dataset_info.json"
     info = json.loads(path.read_text())

@@ -135,10 +135,10 @@ def test_a_run_on_more_devices_than_there_are_here(run, trained, tmp_path):
         (("--prompt=",), "the prompt is empty; give at least one character"),
         (("--prompt=abx",), "character 2 of the text, 'x', is not in the vocabulary"),
         (("--temperature=-1",), "temperature"),
-        (("--temperature=inf",), "--temperature=inf is no number to draw by; leave it out for 0.8"),
+        (("--temperature=inf",), "--temperature is inf; it must be a finite number"),
         (("--seed=4294967296",), "--seed=4294967296"),
         (("--top_p=1.5",), "top_p"),
-        (("--top_p=nan",), "--top_p=nan is no number"),
+        (("--top_p=nan",), "--top_p is nan; it must be a finite number"),
         (("--checkpoint=first",), "unknown checkpoint 'first'"),
     ],
 )

@@ -105,7 +105,19 @@ BASE = ("train", "--config=digits_mlp", "--workdir=run")
         ),
         ((*BASE, "--config.batchsize=3"), "unknown config field 'batchsize'; did you mean batch_size"),
         ((*BASE, "--config.batch_size=many"), "--config.batch_size=many"),
-        ((*BASE, "--config.batch_size=0"), "config.batch_size is 0"),
+        ((*BASE, "--config.batch_size=0"), "config.batch_size is 0; it must be at least 1"),
+        ((*BASE, "--config.batch_size=1294"), "and there are 1293 training examples; --config.batch_size=1293 fits"),
+        ((*BASE, "--config.dropout=1.5"), "config.dropout is 1.5; it must be in [0, 1)"),
+        ((*BASE, "--config.epochs=nan"), "config.epochs is nan; it must be a finite number"),
+        ((*BASE, "--config.epochs=1e300"), "a run has at most 2147483647 steps, and these are more"),
+        ((*BASE, "--config.seed=4294967296"), "config.seed is 4294967296; it must be at most 4294967295"),
+        ((*BASE, "--config.features=(8,-1)"), "config.features is (8, -1); it must be a list"),
+        (
+            (*BASE, "--config.schedule=cosine(warmup=1e999)"),
+            "schedule cosine: warmup=inf is out of range",
+        ),
+        ((*BASE, "--config.target=accuracy>=1e999"), "the number in target 'accuracy>=1e999' is inf"),
+        ((*BASE, "--process_timeout=nan"), "--process_timeout is nan; it must be a finite number"),
         ((*BASE, "--config.optimizer=adamm"), "unknown optimizer 'adamm'; did you mean"),
         ((*BASE, "--config.optimizer=adam(b3=1)"), "unknown setting of optimizer adam 'b3'"),
         ((*BASE, "--config.schedule=cosin"), "unknown schedule 'cosin'; did you mean cosine?"),
@@ -125,7 +137,7 @@ def test_mistakes(run, tmp_path, arguments, said):
     status, out, err = run(*arguments)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1 and said in lines[0], err
-    assert "Traceback" not in err
+    assert "Traceback" not in err and not (tmp_path / "run").exists()
 
 
 def test_another_config_in_the_same_workdir(run, fragile, tmp_path):

@@ -7,7 +7,7 @@ from deeplearn.comparison import history, study
 from deeplearn.errors import UserError
 
 SMALL = {"small": {"experiment": "digits_mlp", "epochs": 2.0}}
-FIELDS = {"workloads": SMALL, "optimizers": ["adam", "lion"]}
+FIELDS = {"workloads": SMALL, "optimizers": ["adam", "lion"], "points": 4}
 SPACES = {"adam": {"b1": (0.5, 0.6)}}
 
 

@@ -4,8 +4,9 @@ import threading
 import numpy as np
 import pytest
 
-from deeplearn.comparison import lanes, live
+from deeplearn.comparison import lanes, live, protocol
 from deeplearn.comparison.protocol import Live, Work
+from deeplearn.experiment import Target
 
 
 class Terminal(io.StringIO):
@@ -42,6 +43,22 @@ def test_when_the_runs_have_ended(outcomes):
     assert line.startswith("quick          6 runs of 40 steps in 1.0 s, after 2.0 s of compilation; 6 in one program")
     assert line.endswith("3 diverged, best accuracy 0.9")
     assert live.ended(outcomes[0], []) == ["quick          all runs are there already; 3 diverged, best accuracy 0.9"]
+
+
+def test_a_nan_hides_no_later_value(outcomes, recwarn):
+    """Neither while the runs train nor when they have ended."""
+    told = []
+    report = protocol.follow(Target("accuracy", True, 0.9), 3, told.append)
+    for accuracies in ([np.nan] * 3, [np.nan, 0.4, 0.3], [np.nan, np.nan, 0.2]):
+        fine = np.ones(3)
+        report(1, 3, 0, {"loss": fine, "validation/loss": fine, "validation/accuracy": np.array(accuracies)})
+    assert np.isnan(told[0].best) and [live.best for live in told[1:]] == [0.4, 0.4]
+    outcome = outcomes[0]
+    tuned = outcome.results[-1].tuned
+    tuned.curves[outcome.metric][:, 0] = np.nan
+    assert live.ended(outcome, [])[0].endswith("best accuracy 0.9")
+    tuned.curves[outcome.metric][:] = np.nan
+    assert live.ended(outcome, [])[0].endswith("best accuracy nan") and not recwarn.list
 
 
 def test_runs_stop_at_the_next_report():

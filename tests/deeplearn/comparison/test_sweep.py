@@ -169,6 +169,25 @@ def test_memory_that_others_use_changes_no_plan(monkeypatch, stored, remedy):
         sweeps.prepare("adam", build(), wanted, lanes=8)
 
 
+@pytest.mark.parametrize("steps", [0, 7, 24])
+def test_a_chunk_ends_at_an_evaluation(steps):
+    """Its batches are those until then: beyond them JAX would take the last one again."""
+    prepared = sweeps.prepare("adam", build(), runs([0.1], range(8)))
+    states = prepared.begin(np.arange(8))
+    with pytest.raises(UserError, match=f"a chunk has from 1 to 6 steps here, not {steps}"):
+        prepared.chunk(states, 0, steps)
+
+
+def test_seeds_of_32_bits():
+    """Each its own, the largest too: none wraps to another's."""
+    seeds = [0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]
+    result, _ = sweeps.sweep("adam", build(epochs=1.0), runs([0.03], seeds))
+    assert result.seeds.tolist() == seeds and len(np.unique(result.curves["loss"])) == len(seeds)
+    compiled = program.build(build(epochs=1.0, learning_rate=0.03, seed=2**32 - 1))
+    _, alone = compiled.chunk(compiled.init(), compiled.feed.data(0, 6), 6)
+    np.testing.assert_allclose(result.curves["loss"][-1, 0], alone["loss"], rtol=2e-3)
+
+
 @pytest.mark.parametrize(
     "flops, platform, together",
     [(1.0, "cpu", True), (1e12, "cpu", False), (1.0, "gpu", True), (1e12, "gpu", True), (1e12, "tpu", True)],

@@ -45,6 +45,43 @@ def test_diverged_runs_are_infinitely_bad():
     assert table.final(SWEEP, "validation/loss", DOWN).tolist() == [1.0, 1.0, math.inf, 1.0]
 
 
+@pytest.mark.parametrize("goal", [UP, Target("accuracy", False, 0.1)], ids=["rises", "falls"])
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_value_that_is_not_finite_is_never_the_best(goal, value, place):
+    """Though the losses are; whether its point comes first or last, and whether it is the last value or one before."""
+    for at in (0, 1, 2):
+        spoilt = [0.5, 0.5, 0.5]
+        spoilt[at] = value
+        rows = [[0.5, 0.5, 0.5]] * 4
+        rows[2 * place : 2 * place + 2] = [spoilt] * 2
+        sweep = make(rows)
+        assert not sweep.diverged.any()
+        assert table.first_reached(sweep, METRIC, goal).tolist() == [3] * 4
+        if at == 2:
+            assert table.best_point(sweep, METRIC, goal) == 1 - place
+            assert table.final(sweep, METRIC, goal)[2 * place] == (-math.inf if goal.rises else math.inf)
+        row = table.row(table.of_point(sweep, place), sweep, METRIC, goal)
+        assert row.best == 0.5 and row.reached == "0 of 2"
+
+
+def test_the_median_of_seeds_has_the_worst_for_a_seed_without_a_number():
+    sweep = make([[NAN, 0.9], [NAN, NAN], [0.7, 0.8]], rates=(0.1, 0.1, 0.1))._replace(
+        seeds=np.arange(3), test={"accuracy": np.array([0.9, NAN, 0.8])}
+    )
+    row = table.row(sweep, sweep, METRIC, UP)
+    assert (row.best, row.final, row.test) == (0.8, 0.8, 0.8)
+
+
+@pytest.mark.parametrize(
+    "values, rises, best",
+    [([NAN, 0.5], True, 0.5), ([0.5, NAN], False, 0.5), ([math.inf, 1.0], True, 1.0), ([-math.inf, 1.0], False, 1.0)],
+)
+def test_best_of(values, rises, best):
+    assert table.best_of(values, Target("x", rises, 0.0)) == best
+    assert math.isnan(table.best_of([NAN, NAN], Target("x", rises, 0.0)))
+
+
 def test_first_reached():
     """A run that diverges has reached nothing, even where it was above the target before."""
     assert table.first_reached(SWEEP, METRIC, UP).tolist() == [2, 1, 3, 0]

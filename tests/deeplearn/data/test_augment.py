@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deeplearn.data import augment, datasets
+from deeplearn.errors import UserError
 
 RNG = jax.random.key(5)
 IMAGES = np.random.RandomState(0).randint(1, 256, (64, 6, 7, 3)).astype(np.uint8)
@@ -88,6 +89,30 @@ def test_pixels_equal_float64(function, expected):
     assert out["image"].dtype == jnp.float32
     np.testing.assert_allclose(out["image"], expected(IMAGES.astype(np.float64)), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out["label"], BATCH["label"])
+
+
+@pytest.mark.parametrize("dtype, most", [("uint8", 255), ("uint16", 65535), ("uint32", 2**32 - 1)])
+@pytest.mark.parametrize(
+    "function", [augment.scale(0.0, 1.0), augment.normalize((0.0,), (1.0,))], ids=["scale", "norm"]
+)
+def test_a_pixel_is_a_part_of_the_most_that_its_dtype_has(function, dtype, most):
+    images = jnp.array([0, most // 5, most], dtype).reshape(1, 1, 3, 1)
+    np.testing.assert_allclose(function({"image": images})["image"].ravel(), [0, 0.2, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_floating_pixels_count_as_they_are(dtype):
+    """Those out of [0, 1], as of images that were divided by nothing or normalised already, are NaN."""
+    pixels = [0.0, 0.25, 1.0, -0.5, 1.5, 255.0, float("inf"), float("nan")]
+    found = augment.scale(-1.0, 1.0)({"image": jnp.array(pixels, dtype).reshape(1, 1, -1, 1)})["image"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found.ravel(), [-1.0, -0.5, 1.0, *[np.nan] * 5])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "bool", "complex64"])
+def test_pixels_without_a_range_are_refused(dtype):
+    with pytest.raises(UserError, match=f"images are {dtype}; use uint8, uint16, or a floating dtype with pixels in"):
+        augment.scale(0.0, 1.0)({"image": jnp.zeros((1, 2, 2, 1), dtype)})
 
 
 DATA = os.environ.get("TFDS_DATA_DIR", "")

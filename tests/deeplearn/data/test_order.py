@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplearn.data import order
+from deeplearn.errors import UserError
 
 KEY = jax.random.key(7)
 chunk_indices = jax.jit(order.chunk_indices, static_argnums=(2, 3, 4))
@@ -28,6 +29,12 @@ def permutations(size, epochs):
 
 # Sizes and batches that divide each other, that do not, batches of one example, of all and of more than all.
 SHAPES = [(10, 5), (10, 3), (7, 7), (5, 1), (1, 3), (3, 8)]
+
+
+@pytest.mark.parametrize("steps, batch_size, size", [(2**25, 64, 1), (2**31, 1, 1), (1, 1, 2**31 - 1)])
+def test_more_indices_than_32_bits(steps, batch_size, size):
+    with pytest.raises(UserError, match="has more indices than 32 bits hold; lower config.log_every"):
+        chunk_indices(KEY, 0, steps, batch_size, size)
 
 
 @pytest.mark.parametrize("size, batch_size", SHAPES)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeplearn.data.sources import Arrays
+from deeplearn.data.sources import Arrays, check_pixels
 from deeplearn.data.splits import Data, check, hold_out
 from deeplearn.errors import UserError
 
@@ -56,6 +56,46 @@ def test_what_is_not_well_is_named(splits, shape, message):
     with pytest.raises(UserError, match=message) as raised:
         check(data(**splits), shape)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        ([[0, 6], [6, 0]], None),
+        ([[0, 6], [3, 7]], "x train: example 1 has token 7, outside 0 to 6; use the tokenizer of the model"),
+        ([[0, -1]], "x train: example 0 has token -1, outside 0 to 6"),
+        ([[255, 0]], "x train: example 0 has token 255, outside 0 to 6"),
+    ],
+)
+def test_tokens_are_in_the_vocabulary(tokens, message):
+    good = Arrays({"tokens": np.zeros((2, 2), np.uint8)})
+    whole = Data("x", Arrays({"tokens": np.array(tokens, np.int32)}), good, good)
+    assert check(whole) is whole
+    if message is None:
+        assert check(whole, vocabulary=7) is whole
+        return
+    with pytest.raises(UserError, match=message):
+        check(whole, vocabulary=7)
+
+
+@pytest.mark.parametrize(
+    "pixels, message",
+    [
+        ([0.0, 1.0], None),
+        ([0.0, 1.0001], "x: image 9 has a pixel of 1.0001"),
+        ([-1e-3, 0.0], "x: image 9 has a pixel of -0.001"),
+        ([0.5, np.nan], "x: image 9 has a pixel of nan, outside 0 to 1"),
+        ([0.0, 255.0], "x: image 9 has a pixel of 255.0, outside 0 to 1"),
+    ],
+)
+def test_floating_pixels_are_in_their_range(pixels, message):
+    images = np.zeros((2, 1, 2, 1), np.float32)
+    images[1, 0, :, 0] = pixels
+    check_pixels("x", np.full((2, 1, 2, 1), 255, np.uint8), [4, 9])
+    if message is None:
+        return check_pixels("x", images, [4, 9])
+    with pytest.raises(UserError, match=message):
+        check_pixels("x", images, [4, 9])
 
 
 def test_unknown_split():

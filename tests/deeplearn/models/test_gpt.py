@@ -117,6 +117,29 @@ def test_the_cache_gives_the_same_logits(fields, parts):
     np.testing.assert_allclose(jnp.concatenate(found, axis=1), wanted, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"rows_multiple": 16}, {"positions": "rotary"}], ids=str)
+@pytest.mark.parametrize("token", [11, 15, 16, 255, -1, 2**31 - 1])
+def test_a_token_that_does_not_exist_is_nan(fields, token):
+    """From its place on, and in no other text: no other token's row stands for it, nor one of the padding."""
+    model, params = made(**fields)
+    tokens = draw(1).at[0, 7].set(token)
+    logits = model.apply({"params": params}, tokens)[..., :11]
+    assert jnp.isnan(logits[0, 7:]).all() and not jnp.isnan(logits[1]).any()
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary", "alibi"])
+@pytest.mark.parametrize("filled, count", [(12, 1), (11, 2), (1, 12), (13, 1), (2**31 - 1, 1)])
+def test_a_cache_without_room(positions, filled, count):
+    """Refused where its filling is known; else the logits are NaN, and not those of another position."""
+    model, params = made(positions=positions)
+    cache = gpt.empty(model.architecture, 2)._replace(filled=jnp.int32(filled))
+    read = lambda cache: model.apply({"params": params}, draw(1)[:, :count], cache=cache)[0]  # noqa: E731
+    with pytest.raises(UserError, match=f"the cache has {filled} of 12 tokens: there is no room for {count} more"):
+        read(cache)
+    assert jnp.isnan(jax.jit(read)(cache)).all()
+    assert not jnp.isnan(jax.jit(read)(cache._replace(filled=jnp.int32(12 - count)))).any()
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_memory_alone(remat):
     def gradient(**fields):

@@ -5,6 +5,8 @@ import pytest
 from flax import linen as nn
 
 from deeplearn import metrics
+from deeplearn.errors import UserError
+from deeplearn.models.rnn import LanguageRNN
 from deeplearn.tasks.language_modelling import language_modelling
 
 VOCABULARY, LENGTH = 7, 6
@@ -53,6 +55,29 @@ def test_evaluation(task, key, dtype):
         found = metrics.result(task.evaluate(params, model_state, rows, key))
         np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
         np.testing.assert_allclose(found["accuracy"], accuracy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", [0, 3, LENGTH])
+@pytest.mark.parametrize("token", [VOCABULARY, 255, -1])
+def test_a_token_that_does_not_exist_makes_the_loss_nan(task, key, place, token):
+    """As an input, as a target and as the last target alone."""
+    params, model_state = task.init(key)
+    whole = batch(dtype=np.int32)
+    wrong = {"tokens": whole["tokens"].at[1, place].set(token)}
+    if place == LENGTH:  # the last is a target alone
+        assert jnp.isnan(metrics.result(task.evaluate(params, model_state, wrong, key))["loss"])
+    model = language_modelling(LanguageRNN(VOCABULARY, 4), LENGTH)
+    params, model_state = model.init(key)
+    assert jnp.isnan(model.loss(params, model_state, wrong, key)[0])
+    assert jnp.isnan(metrics.result(model.evaluate(params, model_state, wrong, key))["loss"])
+    assert not jnp.isnan(model.loss(params, model_state, whole, key)[0])
+
+
+@pytest.mark.parametrize("tokens", [LENGTH, 1])
+def test_rows_that_are_too_short(task, key, tokens):
+    params, model_state = task.init(key)
+    with pytest.raises(UserError, match=f"the rows have {tokens} tokens; with a length of 6 they need 7"):
+        task.loss(params, model_state, {"tokens": batch()["tokens"][:, :tokens]}, key)
 
 
 def test_training(task, key):

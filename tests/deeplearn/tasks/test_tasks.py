@@ -5,6 +5,7 @@ import pytest
 from flax import linen as nn
 
 from deeplearn import metrics
+from deeplearn.errors import UserError
 from deeplearn.tasks import transformations
 from deeplearn.tasks.classification import classification
 from deeplearn.tasks.regression import regression
@@ -40,6 +41,25 @@ def test_classification_loss(task, key):
     assert loss.dtype == jnp.float32 and 0 <= found["accuracy"] <= 1
     assert task.loss(params, model_state, batch, key)[0] == loss  # the same rng, the same dropout
     assert task.loss(params, model_state, batch, jax.random.fold_in(key, 1))[0] != loss
+
+
+@pytest.mark.parametrize("label", [3, 255, -1, 2**31 - 1])
+def test_a_label_that_is_no_class_makes_the_loss_nan(key, label):
+    """In training and in evaluation; the last class does not stand for it."""
+    for smoothing in (0.0, 0.1):
+        task = classification(Net(), (2, 2, 1), 3, label_smoothing=smoothing)
+        params, model_state = task.init(key)
+        batch = images(key)
+        wrong = {**batch, "label": batch["label"].at[2].set(label)}
+        assert jnp.isnan(task.loss(params, model_state, wrong, key)[0])
+        assert jnp.isnan(metrics.result(task.evaluate(params, model_state, wrong, key))["loss"])
+        assert not jnp.isnan(task.loss(params, model_state, batch, key)[0])
+
+
+@pytest.mark.parametrize("smoothing", [1.0, -0.1, 1.5, float("nan"), None])
+def test_a_label_smoothing_that_makes_no_sense(smoothing):
+    with pytest.raises(UserError, match="label_smoothing is .*; it must be"):
+        classification(Net(), (2, 2, 1), 3, label_smoothing=smoothing)
 
 
 def test_classification_evaluation(task, key):

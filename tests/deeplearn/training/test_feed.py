@@ -6,6 +6,7 @@ from flax import linen as nn
 from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays, Subset
 from deeplearn.data.splits import Data
+from deeplearn.errors import UserError
 from deeplearn.experiment import wire
 from deeplearn.parallel import cost
 from deeplearn.tasks.classification import classification
@@ -53,6 +54,21 @@ def test_a_streamed_run_is_a_resident_one(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), resident.params, streamed.params)
     for a, b in zip(of_resident, of_streamed, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("streamed, given, most", [(False, 12, 6), (True, 12, 12), (True, 5, 5)])
+def test_a_chunk_has_no_more_steps_than_batches(streamed, given, most):
+    """Beyond them JAX would train on the last batch again and again."""
+    e = wire(base_config(batch_size=16, steps=12, log_every=6), classification(Net(), (2, 2, 1), 3), data(streamed))
+    built = program.build(e, jax.devices()[:1])
+    state, fed = built.init(), built.feed.data(0, given)
+    for steps in (most + 1, 100, 0, -1):
+        with pytest.raises(UserError, match=f"a chunk has from 1 to {most} steps here, not {steps}: call it again"):
+            built.chunk(state, fed, steps)
+    with pytest.raises(jax.errors.ConcretizationTypeError):  # what is not known cannot be checked
+        jax.jit(lambda steps: built.chunk(state, fed, steps))(3)
+    state, _ = built.chunk(state, fed, most)
+    assert int(state.step) == most
 
 
 @pytest.mark.parametrize("streams", [False, True])

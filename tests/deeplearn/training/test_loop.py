@@ -115,6 +115,63 @@ def test_patience_goes_on_after_a_resume():
     assert (reason, progress.stale, script.saved[-1][0]) == ("early", 3, 25)
 
 
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "values, rises, best, best_step, stale, target_step",
+    [
+        ([NAN, 0.5], True, 0.5, 2, 0, None),
+        ([NAN, NAN, 0.9], False, 0.9, 3, 0, 3),
+        ([0.5, NAN, 0.4], True, 0.5, 1, 2, None),
+        ([0.5, NAN, 0.6], True, 0.6, 3, 0, None),
+        ([NAN, NAN], True, None, 0, 2, None),
+        ([INF, 0.5], True, 0.5, 2, 0, None),
+        ([INF, 0.5], False, 0.5, 2, 0, 2),
+        ([-INF, 3.0], False, 3.0, 2, 0, None),
+        ([0.5, -INF], False, 0.5, 1, 1, 1),
+        ([0.95, NAN, 0.95], True, 0.95, 1, 2, 1),
+    ],
+)
+def test_a_value_that_is_not_finite_is_never_the_best(values, rises, best, best_step, stale, target_step):
+    """It counts as an evaluation without a better one, and reaches no target."""
+    goal, progress = Target("x", rises, 0.9), loop.Progress()
+    for step, value in enumerate(values, 1):
+        progress = loop.judge(goal, progress, step, {"x": value})
+    assert (progress.best, progress.best_step, progress.stale) == (best, best_step, stale)
+    assert progress.target_step == target_step
+
+
+@pytest.mark.parametrize("before", [NAN, INF, -INF])
+@pytest.mark.parametrize("rises", [True, False])
+def test_progress_of_before_may_have_such_a_best(before, rises):
+    progress = loop.Progress(best=before, best_step=3, stale=7)
+    assert loop.judge(Target("x", rises, 0.5), progress, 4, {"x": 0.1})[1:4] == (0.1, 4, 0)
+
+
+def test_a_nan_at_the_first_evaluation():
+    """Of a metric that is NaN until step 10, and again at step 15: the best is that of step 10, with its score."""
+    script = Script(accuracies=lambda step: {10: 0.7, 20: 0.6}.get(step, NAN))
+    _, progress, _ = script.run(experiment(checkpoint_every=100))
+    assert (progress.best, progress.best_step, progress.stale) == (pytest.approx(0.7), 10, 2)
+    assert script.saved == [(10, pytest.approx(0.7)), (20, None)]
+
+
+def test_patience_ends_where_no_value_is_finite():
+    script = Script(accuracies=lambda step: NAN)
+    _, progress, reason = script.run(experiment(steps=100, patience=2, checkpoint_every=100))
+    assert (reason, progress.best, script.saved) == ("early", None, [(10, None)])
+
+
+@pytest.mark.parametrize("target, sign", [(Target("loss", False, 0.1), -1), (Target("accuracy", True, 0.9), 1)])
+def test_scores_are_larger_for_the_better(target, sign):
+    script = Script(accuracies=lambda step: {5: 0.5, 10: 0.5 + 0.1 * sign, 15: 0.5, 20: 0.5 + 0.2 * sign}[step])
+    script.evaluate = lambda state, split: {target.metric: script.accuracies(state.step)}
+    script.run(experiment(target=target, checkpoint_every=100))
+    scores = [score for _, score in script.saved]
+    assert [step for step, _ in script.saved] == [5, 10, 20] and scores == sorted(scores) and None not in scores
+
+
 @pytest.fixture
 def handlers():
     """Those of this process, which are there again after the test."""
