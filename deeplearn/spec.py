@@ -44,7 +44,7 @@ NAMES = {float: "number", int: "whole number", bool: "truth value", str: "string
 def settings(kind: str, name: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """`given`, each value of its default's type; a whole number will do for any number.
 
-    Raises UserError for a key that `defaults` lacks, for a value of another type, and for an integer too large for a float.
+    Raises UserError for a key that `defaults` lacks, a value of another type, and an integer too large for a float.
 
     >>> settings("optimizer", "adam", {"b1": 0}, {"b1": 0.9, "b2": 0.999})
     {'b1': 0.0}
