@@ -10,10 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kernels import target
-from kernels.attention import partition, reference
+from kernels.attention import derivatives, partition, reference, xla
 from kernels.attention.request import Arrays, Request
 
 # Each is a module with three functions:
@@ -30,14 +29,28 @@ UNMEASURED = {"cpu": ("xla",), "cuda": ("cudnn", "xla"), "tpu": ("tpu", "xla")}
 def attention(request: Request, arrays: Arrays, name: str | None) -> tuple[jax.Array, jax.Array]:
     """The output (B, T, N, D) and the log-sum-exp (B, N, T) by the implementation of this name, None for the fastest.
 
-    Raises NotImplementedError, with the reason, if the one named can't do it.
+    Where there is nothing to compute it is the formula. Raises NotImplementedError, with the reason, if the one named
+    can't do it.
     """
     if name is None:
-        name = "reference" if target.wants_formulas() else fastest(request, arrays)
+        name = "reference" if target.wants_formulas() or symbolic(arrays) or empty(arrays) else fastest(request, arrays)
     elif reason := refusal(request, arrays, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
+    name = "reference" if empty(arrays) else name
     target.record("attention", name)
-    return reference.attention(request, arrays) if name == "reference" else _attention(name, request, arrays)[:2]
+    if name == "reference":
+        return _formula((name, request), arrays)
+    return derivatives.attention(passes(name, request), arrays)[:2]
+
+
+def empty(arrays: Arrays) -> bool:
+    """Whether there are no examples, queries, keys, heads or features."""
+    return any(n == 0 for n in (*arrays.query.shape, *arrays.key.shape))
+
+
+def symbolic(arrays: Arrays) -> bool:
+    """Whether a size is not known when the program is compiled."""
+    return not all(isinstance(n, int) for n in (*arrays.query.shape, *arrays.key.shape))
 
 
 def fastest(request: Request, arrays: Arrays, among: Iterable[str] = NAMES) -> str:
@@ -90,6 +103,8 @@ def refusal(request: Request, arrays: Arrays, name: str) -> str | None:
     """Why an implementation can't do what is asked on the machine at hand, None if it can."""
     if name == "reference":
         return None
+    if symbolic(arrays):
+        return "takes sizes that are known when the program is compiled; None and 'reference' take symbolic ones"
     platform, needed = target.device()[0], PLATFORMS[name]
     if needed not in (None, platform) and target.interpreter() is None:
         return f"runs on {needed}, and this is {platform}"
@@ -103,62 +118,42 @@ def module(name: str) -> Any:
     return importlib.import_module(f"kernels.attention.{name}")  # Pallas takes a while to import
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(name, request: Request, arrays: Arrays):
+# The passes of an implementation; static is (name, request).
+def _forward(static, arrays):
+    name, request = static
     return partition.forward(name, functools.partial(module(name).forward, request), arrays)
 
 
-def _attention_forward(name, request, arrays):
-    found = _attention(name, request, arrays)  # itself, which has a derivative, and not the kernel, which has none
-    return found, (arrays, found)
-
-
-def _attention_backward(name, request, residuals, cotangents):
-    arrays, found = residuals
-    gradients = _gradients(name, request, arrays, found, *cotangents[:2])
-    return (Arrays(*gradients, *jax.tree.map(_no_gradient, arrays[4:])),)
-
-
-def _no_gradient(x):
-    return np.zeros(x.shape, jax.dtypes.float0)
-
-
-def _zero(x):
-    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.inexact) else _no_gradient(x)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-# The gradients are a function with a derivative of its own, that of the reference's gradients: second derivatives need
-# the memory of all scores.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(name, request, arrays, found, d_out, d_lse):
+def _backward(static, arrays, found, d_out, d_lse):
+    name, request = static
     return partition.backward(name, functools.partial(module(name).backward, request), arrays, *found, d_out, d_lse)
 
 
-def _gradients_forward(name, request, arrays, found, d_out, d_lse):
-    return _gradients(name, request, arrays, found, d_out, d_lse), (arrays, found, d_out, d_lse)
+def _tangent(static, arrays, out, lse, d_learned):
+    _, request = static
+    known = _log_sum_exp(static, arrays) if lse is None else lse
+    d_out, d_lse = partition.tangent(functools.partial(xla.tangent, request), arrays, out, known, d_learned)
+    return d_out, None if lse is None else d_lse
 
 
-def _gradients_backward(name, request, residuals, cotangents):
-    arrays, found, *seeds = residuals
-
-    def of_reference(inputs, d_out, d_lse):
-        (_, lse), pull = jax.vjp(lambda inputs: reference.attention(request, arrays._replace(**inputs)), inputs)
-        gradients = pull((d_out, jnp.zeros_like(lse) if d_lse is None else d_lse))[0]
-        return tuple(gradients.get(name) for name in ("query", "key", "value", "bias"))
-
-    inputs = {name: x for name, x in arrays._asdict().items() if name in ("query", "key", "value", "bias")}
-    inputs = {name: x for name, x in inputs.items() if x is not None}
-    _, pull = jax.vjp(of_reference, inputs, *seeds)
-    d_inputs, d_out, d_lse = pull(cotangents)
-    whole = arrays._replace(
-        **{"bias": None, **d_inputs},
-        **{name: jax.tree.map(_no_gradient, getattr(arrays, name)) for name in ("mask", "seeds", "heads")},
-    )
-    # What the results of the forward pass contribute is in the reference's gradients: they follow from the inputs.
-    return whole, jax.tree.map(_zero, found), d_out, d_lse
+def _plain(static, arrays, out, lse, d_out, d_lse):
+    _, request = static
+    lse = _log_sum_exp(static, arrays) if lse is None else lse
+    d_lse = jnp.zeros_like(lse) if d_lse is None else d_lse
+    return partition.backward(None, functools.partial(xla.backward, request), arrays, out, lse, d_out, d_lse)
 
 
-_gradients.defvjp(_gradients_forward, _gradients_backward)
+def _log_sum_exp(static, arrays):
+    """For an implementation that gives none."""
+    _, request = static
+    return partition.forward(None, functools.partial(xla.forward, request), arrays)[1]
+
+
+def _formula(static, arrays):
+    _, request = static
+    return partition.forward(None, functools.partial(reference.attention, request), arrays)
+
+
+def passes(name: str, request: Request) -> derivatives.Passes:
+    """Of an implementation: its own forward and backward pass, and by tiles in plain JAX what its derivatives need."""
+    return derivatives.Passes((name, request), _forward, _backward, _tangent, _plain, _formula)

@@ -47,7 +47,22 @@ def installed() -> bool:
 
 
 def forward(request: Request, arrays: Arrays):
-    """The output (B, T, N, D), None for the log-sum-exp, and the function from the output's gradient to the inputs'."""
+    """The output (B, T, N, D), None for the log-sum-exp, and the leaves of `_attend`'s function."""
+    out, pull = _attend(request, arrays)
+    return out, None, *jax.tree.leaves(pull)
+
+
+def backward(request: Request, arrays: Arrays, out, lse, *leaves_and_cotangents):
+    """The gradients of query, key, value and bias, from what `forward` returns and the output's gradient."""
+    *leaves, d_out, _ = leaves_and_cotangents
+    _, pull = jax.eval_shape(functools.partial(_attend, request), arrays)
+    return jax.tree.unflatten(jax.tree.structure(pull), leaves)(d_out)
+
+
+# Compiled, so that the function has the same leaves whether values are known or traced.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _attend(request, arrays):
+    """The output and the function from its gradient to those of query, key, value and bias."""
     low, high = request.band
     lengths = arrays.mask.key_lengths
 
@@ -71,10 +86,4 @@ def forward(request: Request, arrays: Arrays):
             out = jnp.where(rows[..., None, None], out, jnp.zeros((), out.dtype))
         return out
 
-    out, pull = jax.vjp(attend, *arrays[:4])
-    return out, None, pull
-
-
-def backward(request: Request, arrays: Arrays, out, lse, pull, d_out, d_lse):
-    """The gradients of query, key, value and bias."""
-    return pull(d_out)
+    return jax.vjp(attend, *arrays[:4])

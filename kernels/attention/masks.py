@@ -82,7 +82,7 @@ def allowed(band: Band, mask: Mask, start: tuple, size: tuple[int, int], limit: 
         here = here._replace(query_segments=queries, key_segments=keys)
     if mask.dense is not None:
         here = here._replace(dense=window(mask.dense, start, size))
-    ends = tuple(end if end % n else None for end, n in zip(limit, size, strict=True))
+    ends = tuple(end if end != n and end % n else None for end, n in zip(limit, size, strict=True))
     return rules(band, rows, columns, ends, here)
 
 

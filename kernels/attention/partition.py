@@ -1,5 +1,6 @@
 """How a kernel that XLA cannot look into is divided over a mesh: by examples and heads, never by positions."""
 
+import functools
 import itertools
 import math
 import re
@@ -22,14 +23,17 @@ KERNELS = ("hopper",)
 WHOLE = ("t", "s", "d")  # what each device has all of
 
 
-def forward(name: str, function: Callable, arrays: Arrays) -> tuple:
-    """What `function(arrays)` gives, an output and a log-sum-exp, on a mesh too."""
+def forward(name: str | None, function: Callable, arrays: Arrays) -> tuple:
+    """What `function(arrays)` gives, an output and a log-sum-exp, on a mesh too.
+
+    name: of the implementation, None for plain JAX that has derivatives.
+    """
     if not _concerned(name, arrays):
         return function(arrays)
     return divided(function, _numbered(arrays), (), ("query", "statistics"))
 
 
-def backward(name: str, function: Callable, arrays: Arrays, *found) -> tuple:
+def backward(name: str | None, function: Callable, arrays: Arrays, *found) -> tuple:
     """The gradients of query, key, value and bias (None without one) that `function(arrays, *found)` gives.
 
     found: output, log-sum-exp, and the gradients of both, where the call is divided.
@@ -43,6 +47,19 @@ def backward(name: str, function: Callable, arrays: Arrays, *found) -> tuple:
         own = (jax.typeof(x).sharding for x in arrays[: len(kinds)])
         gradients = (jax.sharding.reshard(x, sharding) for x, sharding in zip(gradients, own, strict=True))
     return (*gradients, None)[:4]
+
+
+def tangent(function: Callable, arrays: Arrays, out, lse, d_learned: tuple) -> tuple:
+    """The tangents of output and log-sum-exp that `function(arrays, out, lse, d_learned)` gives; it is plain JAX.
+
+    d_learned: tangents of query, key, value and bias (None without one).
+    """
+    if not _concerned(None, arrays):
+        return function(arrays, out, lse, d_learned)
+    kinds = ("query", "statistics", "query", "key", "key", "bias")
+    more = tuple((kind, x) for kind, x in zip(kinds, (out, lse, *d_learned), strict=True) if x is not None)
+    call = lambda arrays, out, lse, *d: function(arrays, out, lse, (*d, None)[:4])  # noqa: E731
+    return divided(call, _numbered(arrays), more, ("query", "statistics"))
 
 
 def _concerned(name, arrays):
@@ -149,7 +166,8 @@ def divided(function: Callable, arrays: Arrays, more: tuple, results: tuple[str,
         mesh, spec = jax.typeof(arrays.query).sharding.mesh, jax.typeof(arrays.query).sharding.spec
         inputs, outputs, sums = named.specs(mesh, spec)
         flat = [jax.sharding.reshard(x, NamedSharding(mesh, spec)) for x, spec in zip(flat, inputs, strict=True)]
-        return jax.shard_map(summed(sums), in_specs=tuple(inputs), out_specs=tuple(outputs))(*flat)
+        divide = functools.partial(jax.shard_map, mesh=mesh, in_specs=tuple(inputs), out_specs=tuple(outputs))
+        return divide(summed(sums))(*flat)
 
     def partition(mesh, arguments, found):
         inputs, outputs, sums = named.specs(mesh, arguments[0].sharding.spec)

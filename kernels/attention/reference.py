@@ -16,7 +16,9 @@ def attention(request: Request, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     q, k, v, bias, mask, seeds, numbers = arrays
     (batch, length, heads, _), (keys, groups) = q.shape, k.shape[1:3]
     wide = sums(q.dtype)
-    k, v = (jnp.repeat(x, heads // groups, axis=2).astype(wide) for x in (k, v))  # (B, S, N, D)
+    if keys == 0:
+        return jnp.zeros_like(q), jnp.full_like(q, -jnp.inf, shape=(batch, heads, length), dtype=wide)
+    k, v = (jnp.repeat(x, heads // max(groups, 1), axis=2).astype(wide) for x in (k, v))  # (B, S, N, D)
     scores = jnp.einsum("bqnd,bknd->bnqk", q.astype(wide) * request.scale, k)  # (B, N, T, S)
     if request.soft_cap is not None:
         scores = request.soft_cap * jnp.tanh(scores / request.soft_cap)

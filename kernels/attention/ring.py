@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from kernels import target
-from kernels.attention import backends
+from kernels.attention import backends, derivatives, xla
 from kernels.attention.masks import Band, Mask
 from kernels.attention.request import Arrays, Request, ask, wide
 
@@ -49,7 +48,7 @@ def ring_attention(
     Each device holds T queries and S keys of the P T and P S. The keys and values of each visit all devices in P - 1
     steps, and in the gradient their own gradients travel with them. A block where nothing may be attended to, as half
     of them are under a causal mask, costs its journey alone. The lengths count whole sequences; all other arrays are
-    the device's own. Second derivatives raise.
+    the device's own. First and second derivatives work in forward and reverse mode; third derivatives raise.
 
     Args, returns, raises: as `kernels.attention.attention`; an implementation that gives a log-sum-exp.
 
@@ -64,6 +63,9 @@ def ring_attention(
     mask = Mask(query_seq_lengths, key_value_seq_lengths, segment_ids, key_value_segment_ids)
     bands, scores = (is_causal, local_window_size), (scale, logits_soft_cap)
     request, arrays = ask((query, key, value, None), mask, bands, scores, (0.0, None, None), True)
+    if backends.empty(arrays):
+        shapes = f"{arrays.query.shape} and {arrays.key.shape}"
+        raise ValueError(f"ring attention takes no empty arrays, and query and key are {shapes}")
     name = implementation or backends.fastest(request, arrays, among=backends.PLATFORMS)
     if name not in backends.PLATFORMS:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.PLATFORMS)}, not {name!r}")
@@ -71,8 +73,10 @@ def ring_attention(
         raise NotImplementedError(f"implementation={name!r} {reason}")
     target.record("ring attention", name)
     ring = Ring(axis_name, lax.axis_size(axis_name), request, name)
-    out, lse = _ring(ring, arrays)
-    return (out, lse.swapaxes(1, 2)) if return_residual else out
+    out, lse = derivatives.attention(passes(ring), arrays)
+    query = jnp.asarray(query)
+    out = out.astype(query.dtype).reshape(query.shape)
+    return (out, lse.swapaxes(1, 2).reshape(query.shape[:-1])) if return_residual else out
 
 
 def _block(ring: Ring, arrays: Arrays, distance: int) -> Request | None:
@@ -142,8 +146,7 @@ def _visit(ring: Ring, arrays: Arrays, held: tuple, requests: tuple, n: Any, com
     return lax.cond(rank >= n, branch(behind), branch(before), arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(ring: Ring, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
+def _forward(ring: Ring, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     """The output (B, T, N, D) and the log-sum-exp (B, N, T) of this device's queries."""
     query = arrays.query
     (batch, length, heads, _), sums = query.shape, wide(query.dtype)
@@ -164,19 +167,14 @@ def _ring(ring: Ring, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     return out.astype(query.dtype), lse
 
 
-def _ring_forward(ring, arrays):
-    out, lse = _ring(ring, arrays)
-    return (out, lse), (arrays, out, lse)
-
-
-def _ring_backward(ring, residuals, cotangents):
-    arrays, out, lse = residuals
-    backward, sums = backends.module(ring.name).backward, wide(arrays.query.dtype)
+def _backward(ring, arrays, found, d_out, d_lse):
+    """The gradients of query, key, value and bias, which is None."""
+    (out, lse), backward, sums = found, backends.module(ring.name).backward, wide(arrays.query.dtype)
     nothing = jax.tree.map(jnp.zeros_like, arrays[:3])
 
     def gradients(request, arrays):
         # The weights of a block follow from the log-sum-exp of the whole row.
-        return backward(request, arrays, out, lse, *cotangents)[:3]
+        return backward(request, arrays, out, lse, d_out, d_lse)[:3]
 
     def step(requests, n, moving, d_query):
         held, (d_key, d_value) = moving
@@ -188,8 +186,37 @@ def _ring_backward(ring, residuals, cotangents):
     held = arrays.key, arrays.value, arrays.mask.key_segments
     start = tuple(jnp.zeros_like(x, dtype=sums) for x in arrays[:3])
     (_, (d_key, d_value)), d_query = _go_round(ring, arrays, step, (held, start[1:]), start[0])
-    found = (x.astype(arrays.query.dtype) for x in (d_query, d_key, d_value))
-    return (Arrays(*found, None, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), arrays.mask), None),)
+    return *(x.astype(arrays.query.dtype) for x in (d_query, d_key, d_value)), None
 
 
-_ring.defvjp(_ring_forward, _ring_backward)
+def _plain(ring, arrays, out, lse, d_out, d_lse):
+    return _backward(ring._replace(name="xla"), arrays, (out, lse), d_out, d_lse)
+
+
+def _tangent(ring, arrays, out, lse, d_learned):
+    """The tangents of output and log-sum-exp: those that the blocks contribute, added up."""
+    sums, (d_query, *moving, _) = wide(arrays.query.dtype), d_learned
+    nothing = jnp.zeros_like(out), jnp.zeros_like(lse)
+
+    def step(requests, n, moving, found):
+        held, d_held = moving
+        ahead = _pass_on(ring, moving)
+
+        def compute(request, arrays):
+            return xla.tangent(request, arrays, out, lse, (d_query, *d_held, None))
+
+        block = _visit(ring, arrays, held, requests, n, compute, nothing)
+        return ahead, jax.tree.map(lambda total, x: total + x.astype(sums), found, block)
+
+    moving = (arrays.key, arrays.value, arrays.mask.key_segments), tuple(moving)
+    _, (d_out, d_lse) = _go_round(ring, arrays, step, moving, tuple(x.astype(sums) for x in nothing))
+    return d_out.astype(out.dtype), d_lse
+
+
+def _formula(ring, arrays):
+    raise NotImplementedError("ring attention has first and second derivatives, and none of a higher order")
+
+
+def passes(ring: Ring) -> derivatives.Passes:
+    """Of a ring: blocks of its implementation, and of `xla` where plain JAX is needed."""
+    return derivatives.Passes(ring, _forward, _backward, _tangent, _plain, _formula)

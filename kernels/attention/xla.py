@@ -105,14 +105,9 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
     wide, dtype, (batch, length, heads, depth) = grid.wide, tiles.q.dtype, arrays.query.shape
     span, groups = arrays.key.shape[1:3]
 
-    def rows(x):
-        """(B, N, T, ...) in whole tiles, (B, K, G, T', ...)."""
-        x = x.reshape(batch, groups, heads // groups, *x.shape[2:])
-        return jnp.pad(x, [(0, 0)] * 3 + [(0, tiles.q.shape[3] - length)] + [(0, 0)] * (x.ndim - 4))
-
     delta = (d_out.astype(wide) * out.astype(wide)).sum(axis=-1).swapaxes(1, 2) - d_lse  # (B, N, T)
     # A row with nothing to attend to has lse -inf, and exp(S - inf) = 0 is what its weights are.
-    lse, delta = (rows(x)[:, :, None] for x in (jnp.where(jnp.isfinite(lse), lse, jnp.inf), delta))  # (B, K, 1, G, T')
+    lse, delta = (_rows(x, tiles)[:, :, None] for x in (jnp.where(jnp.isfinite(lse), lse, jnp.inf), delta))
 
     def step(d_bias, tree):
         tiles, d_rows, lse, delta = tree
@@ -166,7 +161,7 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
         d_k, d_v = (jnp.moveaxis(x, 0, 2) for x in (d_k, d_v))  # (B, K, S' / k, k, D)
         return d_bias, (jnp.moveaxis(d_q, 2, 4), d_k, d_v)
 
-    tree = tiles, rows(d_out.swapaxes(1, 2).astype(dtype)), lse, delta
+    tree = tiles, _rows(d_out.swapaxes(1, 2).astype(dtype), tiles), lse, delta  # lse, delta: (B, K, 1, G, T')
     start = None if tiles.bias is None else jnp.zeros_like(tiles.bias, dtype=wide)
     d_bias, (d_q, d_k, d_v) = over_heads(step, tree, start, (batch, groups), _together(grid, tiles))
     d_q = d_q.reshape(batch, heads, -1, depth)[:, :, :length].swapaxes(1, 2)
@@ -176,6 +171,69 @@ def backward(request: Request, arrays: Arrays, out, lse, d_out, d_lse):
         shape = arrays.bias.shape
         d_bias = d_bias.reshape(*shape[:2], *d_bias.shape[3:])[:, :, : shape[2], : shape[3]].astype(arrays.bias.dtype)
     return d_q, d_k, d_v, d_bias
+
+
+def tangent(request: Request, arrays: Arrays, out, lse, d_learned: tuple):
+    """The tangents of output and log-sum-exp, from those of query, key, value and bias (None where there is none).
+
+    P = exp(S - lse),   dS = scale (dQ K' + Q dK') + dB,   dlse = rowsum(P dS),   dO = P dS V + P dV - dlse O
+    """
+    grid, tiles = cut(request, arrays, TILE)
+    _, d_tiles = cut(request, Arrays(*d_learned, *arrays[4:]), TILE)
+    wide, dtype, (batch, length, heads, _) = grid.wide, tiles.q.dtype, arrays.query.shape
+
+    def step(carry, tree):
+        tiles, d_tiles, lse = tree
+        q_t, d_q_t = (jnp.moveaxis(x, 4, 2) for x in (tiles.q, d_tiles.q))  # (B, K, D, G, T')
+
+        def row(i):
+            """One tile of queries against all keys: (B, K, D, G, q) and (B, K, 1, G, q)."""
+            q, d_q, row_lse = (grid.queries(x, i) for x in (q_t, d_q_t, lse))
+
+            def column(j, carry):
+                k, v, d_k, d_v = (grid.keys(x, j, 2) for x in (tiles.k, tiles.v, d_tiles.k, d_tiles.v))
+
+                def attend(masked, carry):
+                    d_out, d_lse = carry
+                    scores, slope = grid.scores(tiles, i, j, q, k, masked)
+                    weights = jnp.exp(scores - row_lse)  # (B, K, k, G, q)
+                    products = (
+                        jnp.einsum("bhkd,bhdgq->bhkgq", *pair, preferred_element_type=wide)
+                        for pair in ((k, d_q), (d_k, q))
+                    )
+                    d_scores = sum(products) * slope
+                    if d_tiles.bias is not None:
+                        d_scores = d_scores + jnp.moveaxis(grid.window(d_tiles.bias, i, j), 4, 2).astype(wide)
+                    d_lse += (weights * d_scores).sum(axis=2, keepdims=True)
+                    if request.dropout_rate:
+                        kept = grid.kept(tiles, arrays.seeds, i, j)
+                        weights = jnp.where(kept, weights / (1 - request.dropout_rate), 0.0)
+                    for x, y in ((v, weights * d_scores), (d_v, weights)):
+                        d_out += jnp.einsum("bhkd,bhkgq->bhdgq", x, y.astype(dtype), preferred_element_type=wide)
+                    return d_out, d_lse
+
+                return _by_kind(grid, tiles, i, j, attend, carry)
+
+            nothing = jnp.zeros_like(q, dtype=wide)
+            start = nothing, jnp.zeros_like(nothing, shape=row_lse.shape)
+            return lax.fori_loop(*grid.columns(i), column, start)
+
+        found = lax.map(row, jnp.arange(grid.count[0], dtype=jnp.int32))  # (T' / q, B, K, D or 1, G, q)
+        return carry, jax.tree.map(lambda x: x.transpose(1, 2, 4, 0, 5, 3), found)  # (B, K, G, T' / q, q, D or 1)
+
+    # A row with nothing to attend to has lse -inf, and exp(S - inf) = 0 is what its weights are.
+    tree = tiles, d_tiles, _rows(jnp.where(jnp.isfinite(lse), lse, jnp.inf), tiles)[:, :, None]
+    _, found = over_heads(step, tree, None, (batch, arrays.key.shape[2]), _together(grid, tiles))
+    moved, d_lse = (x.reshape(batch, heads, -1, x.shape[-1])[:, :, :length] for x in found)
+    d_out = (moved - d_lse * out.swapaxes(1, 2).astype(wide)).swapaxes(1, 2)
+    return d_out.astype(arrays.query.dtype), d_lse[..., 0]
+
+
+def _rows(x: jax.Array, tiles: Tiling) -> jax.Array:
+    """(B, N, T, ...) in whole tiles, (B, K, G, T', ...)."""
+    batch, groups, members, length = tiles.q.shape[:4]
+    x = x.reshape(batch, groups, members, *x.shape[2:])
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, length - x.shape[3])] + [(0, 0)] * (x.ndim - 4))
 
 
 def _summed(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

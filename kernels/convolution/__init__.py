@@ -171,6 +171,8 @@ def causal_convolution(
 def _check(x, w, groups, implementation):
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"x must be (N, H, W, C) and w (kh, kw, C / groups, K), not {x.shape} and {w.shape}")
+    if 0 in w.shape[:2]:
+        raise ValueError(f"w must have at least one row and one column, not {w.shape}")
     if groups < 1 or x.shape[3] != groups * w.shape[2] or w.shape[3] % groups:
         raise ValueError(f"groups {groups} doesn't divide the channels of x {x.shape} into those of w {w.shape}")
     if x.dtype not in (*DTYPES, jnp.float64) or w.dtype != x.dtype:

@@ -32,8 +32,8 @@ def choose(geometry: Geometry, x: jax.Array, w: jax.Array, name: str | None) -> 
 
     Raises NotImplementedError, with the reason, if the one named can't.
     """
-    if 0 in x.shape:
-        name = "lax"  # the others divide by the number of images
+    if 0 in (*x.shape, *w.shape):
+        name = "lax"  # the others divide by the number of images or of channels
     elif name is None and target.wants_formulas():
         name = "reference"
     elif name is None:

@@ -1,5 +1,7 @@
 """Who computes what: the choice by measurement, the reasons not to, and cuDNN's share of the work."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,29 +186,31 @@ def test_what_cudnn_can_do(options, reason):
     ids=str,
 )
 def test_cudnn_gets_the_arguments(monkeypatch, options):
-    """As jax.nn's own formula understands them: values, gradients, and second derivatives through the reference."""
+    """As jax.nn's own formula understands them: values, gradients, forward mode, and second derivatives.
+
+    Compiled by themselves and in a loop too, where the backward pass gets what the forward pass kept.
+    """
     monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
     monkeypatch.setattr(cudnn, "installed", lambda: True)
     keys = jax.random.split(jax.random.key(0), 3)
     query, key, value = (jax.random.normal(seed, (2, 9, 4, 8), jnp.bfloat16) for seed in keys)
 
-    def loss(name):
-        def of(query, key, value):
-            out = attention(query, key, value, implementation=name, **options)
-            return (out.astype(jnp.float32) ** 2).sum()
-
-        return of
-
-    def second(name):
-        first = jax.grad(loss(name))
-        return jax.grad(lambda query: (first(query, key, value).astype(jnp.float32) ** 2).sum())(query)
+    def results(name):
+        call = functools.partial(attention, implementation=name, **options)
+        loss = lambda *qkv: (call(*qkv).astype(jnp.float32) ** 2).sum()  # noqa: E731
+        first = lambda query: jax.grad(loss)(query, key, value)  # noqa: E731
+        one, other = jax.jit(first), jax.jit(lambda query: call(query, key, value))
+        loop = lambda query: jax.lax.scan(lambda x, _: (other(x), None), query, length=2)[0]  # noqa: E731
+        return (
+            jax.grad(loss, argnums=(0, 1, 2))(query, key, value),
+            jax.jvp(other, (query,), (value,)),
+            jax.jvp(one, (query,), (value,)),
+            jax.grad(lambda query: (one(query).astype(jnp.float32) ** 2).sum())(query),
+            jax.grad(lambda query: loop(query).astype(jnp.float32).sum())(query),
+        )
 
     with target.interpreted("anything"), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for of in (
-            lambda name: jax.grad(loss(name), argnums=(0, 1, 2))(query, key, value),
-            lambda name: [second(name)],
-        ):
-            for ours, theirs in zip(of("cudnn"), of("reference"), strict=True):
-                assert ours.dtype == jnp.bfloat16 and jnp.isfinite(ours.astype(jnp.float32)).all()
-                ours, theirs = (np.asarray(x, np.float32) for x in (ours, theirs))
-                assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)
+        for ours, theirs in zip(*(jax.tree.leaves(results(name)) for name in ("cudnn", "reference")), strict=True):
+            assert ours.dtype == jnp.bfloat16 and jnp.isfinite(ours.astype(jnp.float32)).all()
+            ours, theirs = (np.asarray(x, np.float32) for x in (ours, theirs))
+            assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from kernels import target
 from kernels.attention import attention
 from kernels.attention.hopper import machine, plan
+from tests.kernels.attention import modes
 from tests.kernels.attention.cases import (
     BANDS,
     BOUNDS,
@@ -170,6 +171,12 @@ def test_second_derivatives(small_tiles):
 
     for ours, theirs in zip(second("hopper"), second("reference"), strict=True):
         assert distance(np.asarray(ours, np.float64), np.asarray(theirs, np.float64)) < BOUNDS["float32"]
+
+
+def test_derivatives(small_tiles):
+    """In forward mode, and of the gradients: made in plain JAX of what the kernels return."""
+    asked = {"is_causal": True, "logits_soft_cap": 2.0, "bias": draw(9, 2, 40, 37)}
+    modes.check("hopper", asked, modes.PRODUCTS, "float32", BOUNDS["float32"], inputs((1, 40, 37, 2, 1, 8)))
 
 
 def test_other_gpus(monkeypatch):

@@ -1,5 +1,6 @@
 """Kernels on a mesh, divided by XLA's partitioner: the mechanism, with the implementation in plain JAX for a kernel."""
 
+import contextlib
 import functools
 import re
 
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kernels.attention import attention, partition
+from tests.kernels.attention.modes import PRODUCTS, compare, results
 
 BATCH, LENGTH, HEADS, DEPTH = 4, 24, 4, 8
 ARRAYS = {
@@ -113,6 +115,30 @@ def test_meshes_of_explicit_axes(monkeypatch, case, name):
         found = loss("xla", jax.device_put(weigh, at))(*placed)
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("case", ["dropout", "bias of keys"])
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_derivatives_in_both_modes(monkeypatch, axes, case, implementation):
+    """A forward and a backward pass that cannot be differentiated, and what is derived from them in plain JAX."""
+    monkeypatch.setattr(partition, "KERNELS", ("xla",) if axes == "Auto" else ())
+    kinds = (jax.sharding.AxisType[axes],) * 2
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"), axis_types=kinds)
+    asked = dict(ARRAYS[case])
+    x = [draw(i, BATCH, LENGTH, n, DEPTH) for i, n in enumerate((HEADS, 2, 2))]
+    x += [draw(7, *asked.pop("bias"))] if "bias" in asked else []
+    v = [draw(20 + i, *a.shape) for i, a in enumerate(x)]
+
+    def found(implementation, x, v):
+        call = functools.partial(attention, return_residual=True, implementation=implementation, **asked)
+        return results(lambda q, k, v, bias=None: call(q, k, v, bias), tuple(x), tuple(v), PRODUCTS)
+
+    wanted = found("reference", x, v)
+    at, everywhere = NamedSharding(mesh, MESHES["examples and heads"]), NamedSharding(mesh, P())
+    with jax.set_mesh(mesh) if axes == "Explicit" else contextlib.nullcontext():
+        placed = ([jax.device_put(a, everywhere if a.shape[1] == 1 else at) for a in arrays] for arrays in (x, v))
+        compare(found(implementation, *placed), wanted, 1e-5)
 
 
 def test_key_heads_that_do_not_divide(mesh):

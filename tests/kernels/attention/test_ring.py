@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from kernels.attention import attention, ring_attention, xla
+from tests.kernels.attention.modes import PRODUCTS, SECOND, THIRD, compare, results
 
 BATCH, LENGTH, HEADS, GROUPS, DEPTH = 2, 48, 4, 2, 8
 SEGMENTS = jnp.sort(jax.random.randint(jax.random.key(9), (BATCH, LENGTH), 0, 4), axis=1)
@@ -93,6 +94,39 @@ def test_only_blocks_that_count_are_computed(monkeypatch, asked, choices, journe
     assert len(re.findall(r"= .* collective-permute(?:-start)?\(", program)) == 2 * journeys  # keys and values
 
 
+@pytest.mark.parametrize("case", ["causal window", "lengths", "segments"])
+def test_derivatives(case):
+    """In both modes and their combinations, as those of one device."""
+    x = draw(HEADS, 0), draw(GROUPS, 1), draw(GROUPS, 2)
+    v = draw(HEADS, 3), draw(GROUPS, 4), draw(GROUPS, 5)
+    asked = CASES[case] | {"return_residual": True}
+    modes = SECOND if case == "segments" else PRODUCTS
+    wanted = results(functools.partial(attention, implementation="reference", **asked), x, v, modes)
+    compare(results(divided(4, **asked), x, v, modes), wanted, 1e-12)
+
+
+def test_third_derivatives_raise():
+    x = draw(HEADS, 0), draw(GROUPS, 1), draw(GROUPS, 2)
+    call = divided(2, return_residual=True)
+    with pytest.raises(NotImplementedError, match="ring attention has first and second derivatives"):
+        results(call, x, x, {"third": THIRD["forward, three times"]})
+
+
+def test_a_learned_scale():
+    """As on one device, its gradient the sum over all."""
+    x = draw(HEADS, 0), draw(GROUPS, 1), draw(GROUPS, 2)
+
+    def gradient(call):
+        return jax.jit(jax.grad(lambda scale: jnp.sin(call(scale)(*x)).sum()))(0.3)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("sequence",))
+    along = P(None, "sequence")
+    ring = lambda q, k, v, scale: ring_attention(q, k, v, axis_name="sequence", scale=scale)  # noqa: E731
+    ring = jax.shard_map(ring, mesh=mesh, in_specs=(along, along, along, P()), out_specs=along)
+    found = gradient(lambda scale: lambda *qkv: ring(*qkv, scale))
+    np.testing.assert_allclose(found, gradient(lambda scale: functools.partial(attention, scale=scale)), rtol=1e-11)
+
+
 def test_half_precision():
     qkv = [x.astype(jnp.bfloat16) for x in (draw(HEADS, 0), draw(GROUPS, 1), draw(GROUPS, 2))]
     found = divided(4, is_causal=True)(*qkv)
@@ -112,6 +146,11 @@ def test_memory_is_that_of_a_part(monkeypatch):
         return jax.jit(loss).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(8) < 0.5 * temporaries(1)
+
+
+def test_nothing_to_attend_to():
+    with pytest.raises(ValueError, match=r"ring attention takes no empty arrays, .* \(0, 24, 4, 8\)"):
+        divided(2)(*(draw(n, 0)[:0] for n in (HEADS, GROUPS, GROUPS)))
 
 
 @pytest.mark.parametrize(

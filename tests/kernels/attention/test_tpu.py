@@ -14,6 +14,7 @@ from kernels import target
 from kernels.attention import attention, backends, masks
 from kernels.attention.request import Arrays, Request
 from kernels.attention.tpu import plan
+from tests.kernels.attention import modes
 from tests.kernels.attention.cases import (
     BANDS,
     BOUNDS,
@@ -78,6 +79,11 @@ def test_shapes(shape, case):
     """T of 1, lengths that no tile divides, several query heads on one of keys, head dims of all sizes."""
     # A norm over a single number, or over few rows, is no norm of a sum of hundreds of products.
     check("tpu", case, "float32", 4 * BOUNDS["float32"], inputs(shape))
+
+
+def test_derivatives():
+    """In forward mode, and of the gradients: made in plain JAX of what the kernels return."""
+    modes.check("tpu", "everything", modes.PRODUCTS, "float32", 2 * BOUNDS["float32"])
 
 
 def test_float16():

@@ -166,9 +166,23 @@ def test_no_images(w, groups, implementation):
     assert y.shape == (0, 3, 4, 8) and dx.shape == x.shape and dw.shape == w.shape and not dw.any()
 
 
+@pytest.mark.parametrize("implementation", [None, "reference", "xla"])
+@pytest.mark.parametrize("channels, features", [(4, 0), (0, 8), (0, 0)])
+def test_no_channels(channels, features, implementation):
+    """Nothing comes out, or zeros; gradients and their derivatives are zero."""
+    x, w = jnp.ones((2, 6, 7, channels)), jnp.ones((3, 3, channels, features))
+    call = lambda x, w: convolution(x, w, implementation=implementation)  # noqa: E731
+    y, pull = jax.vjp(call, x, w)
+    assert y.shape == (2, 6, 7, features) and not y.any()
+    for found, given in zip(pull(jnp.ones_like(y)), (x, w), strict=True):
+        assert found.shape == given.shape and not found.any()
+    assert jax.jvp(lambda x: jax.grad(lambda x: call(x, w).sum())(x), (x,), (x,))[1].shape == x.shape
+
+
 @pytest.mark.parametrize(
     "x, w, options, said",
     [
+        ((1, 8, 8, 3), (0, 3, 3, 8), {}, r"w must have at least one row and one column, not \(0, 3, 3, 8\)"),
         ((1, 8, 8, 3), (3, 3, 4, 8), {}, "groups 1 doesn't divide the channels"),
         ((1, 8, 8, 4), (3, 3, 2, 5), {"groups": 2}, "groups 2"),
         ((8, 8, 3), (3, 3, 3, 8), {}, "x must be"),
