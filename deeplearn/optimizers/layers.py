@@ -200,8 +200,8 @@ def newton_schulz(matrix: jax.Array, steps: int, eps) -> jax.Array:
     Source: Jordan et al. 2024, Muon.
 
     >>> newton_schulz(jnp.diag(jnp.array([3.0, 1.0])), 5, 1e-8).round(1)
-    Array([[0.7, 0. ],
-           [0. , 0.9]], dtype=float32)
+    Array([[0.8, 0. ],
+           [0. , 1.1]], dtype=float32)
     """
     a, b, c = QUINTIC
     wide = matrix.shape[0] <= matrix.shape[1]
