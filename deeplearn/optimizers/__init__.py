@@ -124,7 +124,7 @@ def make(
         return entry.evaluation_params(state["optimizer"], params)
 
     def transformation(learning_rate, schedule, clip_norm=None, ema=None, max_norm=None, **hyperparameters):
-        rate = learning_rate * schedule
+        rate = _rate(learning_rate, schedule)
         decay = None if entry.own_decay else hyperparameters.pop("weight_decay", None)
         by_role = {"roles": roles} if entry.by_role else {}
         optimizer = entry.make(rate, **by_role, **fixed, **hyperparameters)
@@ -174,6 +174,7 @@ def inject(transformation: Callable, values: dict[str, Any], dtype):
 # The decay rates of averages are below 1; of the other numbers only values of a loss may be negative.
 FRACTIONS = ("adam_b1", "adam_b2", "b1", "b2", "b3", "beta", "decay", "ema", "momentum")
 LOSSES = ("f_min", "lower_bound")
+DIVISORS = (("schedule_free_sgd", "b1"), ("schedule_free_adamw", "b1"))
 
 
 def check(name: str, values: dict[str, Any]) -> None:
@@ -183,6 +184,8 @@ def check(name: str, values: dict[str, Any]) -> None:
             raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be in [0, 1)")
         if isinstance(value, float) and not (0 <= value < math.inf or key in LOSSES):
             raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be at least 0")
+        if value == 0 and (name, key) in DIVISORS:
+            raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be above 0")
         if type(value) is int and value < 1:
             raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be at least 1")
 
@@ -207,4 +210,8 @@ def with_hyperparameters(opt_state, hyperparameters: dict[str, Any]):
 
 def current_learning_rate(opt_state) -> jax.Array:
     """The peak times the schedule's factor, as of the last step."""
-    return opt_state.hyperparams["learning_rate"] * opt_state.hyperparams["schedule"]
+    return _rate(opt_state.hyperparams["learning_rate"], opt_state.hyperparams["schedule"])
+
+
+def _rate(peak: jax.Array, factor: jax.Array) -> jax.Array:
+    return peak * factor.astype(peak.dtype)  # of an int32 step a schedule makes float32

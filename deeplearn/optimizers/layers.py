@@ -5,16 +5,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import GradientTransformation as Transformation
 
+from deeplearn.optimizers.transformations import Roles
 from deeplearn.roles import Role, name_of
 
-Roles = Callable[[Any], Any]
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of Muon's iteration (Jordan et al. 2024)
 
 
@@ -63,6 +63,12 @@ def _mapped(function: Callable, sizes: tuple[int, ...]) -> Callable:
     return function
 
 
+def ratio(above, below):
+    """Their quotient; 1 where one of them is 0."""
+    usual = (above > 0) & (below > 0)
+    return jnp.where(usual, above / jnp.where(usual, below, 1.0), 1.0)
+
+
 def decaying(roles: Roles) -> Callable[[Any], Any]:
     """Optax's mask for weight decay: `params -> tree of bool`."""
     return lambda params: jax.tree.map(lambda role: role.decays, roles(params))
@@ -75,25 +81,69 @@ def lamb(learning_rate, roles: Roles, b1, b2, eps, weight_decay):
 
 @per_layer
 def lars(learning_rate, roles: Roles, momentum, trust_coefficient, weight_decay):
-    mask = decaying(roles)
-    return optax.lars(
-        learning_rate,
-        weight_decay,
-        weight_decay_mask=mask,
-        trust_ratio_mask=mask,
-        trust_coefficient=trust_coefficient,
-        momentum=momentum,
-    )
+    """v <- momentum v + rate local (g + weight_decay w), w <- w - v; local = trust |w| / (|g| + weight_decay |w|).
+
+    Optax divides by |g + weight_decay w|. Vectors do not decay, and their local is 1; so it is where a norm is 0.
+    Source: You, Gitman and Ginsburg 2017, algorithm 1 and equation 6.
+    """
+
+    def step(v, g, w, role):
+        if not role.decays:
+            return momentum * v + learning_rate * g
+        norm = jnp.linalg.norm(w)
+        local = ratio(trust_coefficient * norm, jnp.linalg.norm(g) + weight_decay * norm)
+        return momentum * v + learning_rate * local * (g + weight_decay * w)
+
+    def update(grads, velocity, params):
+        velocity = jax.tree.map(step, velocity, grads, params, roles(params))
+        return optax.tree.scale(-1.0, velocity), velocity
+
+    return Transformation(optax.tree.zeros_like, update)
+
+
+class NovogradState(NamedTuple):
+    count: jax.Array
+    mu: Any
+    nu: Any  # a number a layer
 
 
 @per_layer
-def novograd(learning_rate, roles: Roles, b1, b2, eps):
-    return optax.novograd(learning_rate, b1, b2, eps)
+def novograd(learning_rate, roles: Roles, b1, b2, eps, weight_decay):
+    """m <- b1 m + g / (sqrt(v) + eps) + weight_decay w, w <- w - rate m; v is the moment of |g|^2, from the first one.
+
+    Source: Ginsburg et al. 2019, algorithm 1.
+    """
+
+    def init(params):
+        numbers = jax.tree.map(lambda w: jnp.zeros_like(w, shape=()), params)
+        return NovogradState(jnp.int32(0), optax.tree.zeros_like(params), numbers)
+
+    def update(grads, state, params):
+        decay = jnp.where(state.count == 0, 0.0, b2)
+        nu = jax.tree.map(lambda v, g: decay * v + (1 - decay) * jnp.sum(g**2), state.nu, grads)
+
+        def moment(m, g, v, w, role):
+            return b1 * m + g / (jnp.sqrt(v) + eps) + (weight_decay * w if role.decays else 0.0)
+
+        mu = jax.tree.map(moment, state.mu, grads, nu, params, roles(params))
+        return optax.tree.scale(-learning_rate, mu), NovogradState(state.count + 1, mu, nu)
+
+    return Transformation(init, update)
 
 
 @per_layer
 def fromage(learning_rate, roles: Roles):
-    return optax.fromage(learning_rate)
+    """w <- (w - rate |w| / |g| g) / sqrt(1 + rate^2); w - rate g where a norm is 0, as in the authors' code.
+
+    Optax takes norms of 1e-6 at least: a bias that starts at 0 stays there.
+    Source: Bernstein et al. 2020, On the distance between two neural networks, algorithm 1.
+    """
+
+    def step(g, w):
+        scale = ratio(jnp.linalg.norm(w), jnp.linalg.norm(g))
+        return (w - learning_rate * scale * g) / jnp.sqrt(1 + learning_rate**2) - w
+
+    return optax.stateless(lambda grads, params: jax.tree.map(step, grads, params))
 
 
 @per_layer
@@ -103,7 +153,8 @@ def adafactor(learning_rate, roles: Roles, **hyperparameters):
 
 @per_layer
 def sm3(learning_rate, roles: Roles, momentum):
-    return optax.sm3(learning_rate, momentum)
+    # Optax's own eps, 1e-8 in the root, is as large as the square of many a gradient.
+    return optax.chain(optax.scale_by_sm3(momentum, 1.0, 0.0), optax.scale_by_learning_rate(learning_rate))
 
 
 def muon(learning_rate, roles: Roles, beta, ns_steps, nesterov, consistent_rms, adam_b1, adam_b2, eps):
@@ -149,8 +200,8 @@ def newton_schulz(matrix: jax.Array, steps: int, eps) -> jax.Array:
     Source: Jordan et al. 2024, Muon.
 
     >>> newton_schulz(jnp.diag(jnp.array([3.0, 1.0])), 5, 1e-8).round(1)
-    Array([[0.7, 0. ],
-           [0. , 0.9]], dtype=float32)
+    Array([[0.8, 0. ],
+           [0. , 1.1]], dtype=float32)
     """
     a, b, c = QUINTIC
     wide = matrix.shape[0] <= matrix.shape[1]

@@ -26,7 +26,7 @@ def precise(dtype) -> jnp.dtype:
     >>> precise(jnp.bfloat16), precise(jnp.float32)
     (dtype('float32'), dtype('float32'))
     """
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def widen(tree):
@@ -41,8 +41,8 @@ def widen(tree):
 
 def widest(params) -> jnp.dtype:
     """The dtype that holds every number of an optimizer for these parameters."""
-    floats = [x.dtype for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return precise(jnp.result_type(*floats)) if floats else jnp.dtype("float32")
+    floats = [precise(x.dtype) for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return max(floats, key=lambda dtype: dtype.itemsize, default=jnp.dtype("float32"))
 
 
 def narrow(tree, like):

@@ -73,7 +73,7 @@ def find(function: Callable[..., Any], params: Any, *data: Any) -> dict[str, Rol
 
     Args: as for `tracing.trace`.
 
-    >>> model = lambda params, x: x @ params["w"] + params["b"]
+    >>> model = lambda params, x: x @ params["w"] + params["b"][None]
     >>> shapes = {"w": jax.numpy.zeros((2, 3)), "b": jax.numpy.zeros(3)}
     >>> {path: str(role) for path, role in find(model, shapes, jax.numpy.zeros((5, 2))).items()}
     {'b': 'vector', 'w': 'kernel 0 -> 1'}

@@ -91,12 +91,26 @@ def test_muon_and_max_norm_see_a_kernel_as_a_matrix(shape, role, matrix):
 def test_muon_brings_singular_values_near_one():
     """And Adam steps what is no kernel."""
     roles = {"w": Role("kernel", (0,), (1,)), "table": Role("embedding", (0,), (1,)), "b": Role("vector", (), (0,))}
-    params = {"w": jnp.zeros((18, 5)), "table": draw(0, 7, 3), "b": jnp.ones(5)}
+    params = {"w": draw(1, 18, 5), "table": draw(0, 7, 3), "b": jnp.ones(5)}  # the gradient of w has full rank
     result = steps(optimizers.make("muon", learning_rate=1.0, roles=partial(lookup, roles)), params, 1)
     singular = np.linalg.svd(result["w"] - params["w"], compute_uv=False)
     assert np.all(np.abs(singular / (0.2 * 18**0.5) - 1) < 0.4)
     others = {name: params[name] for name in ("table", "b")}
     close({name: result[name] for name in others}, steps(optimizers.make("adam", learning_rate=1.0), others, 1))
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars", "fromage"])
+def test_arrays_of_zeros_take_the_learning_rate_itself(name):
+    """A bias of zeros has no scale of its own, and has to leave zero."""
+    roles = partial(lookup, {"w": Role("kernel", (0,), (1,))})
+    optimizer = optimizers.make(name, learning_rate=0.1, weight_decay=0.0, roles=roles)
+    params, grads = {"w": jnp.zeros((2, 3))}, {"w": draw(0, 2, 3)}
+    updates, state = optimizer.update(grads, optimizer.init(params), params)
+    expected = {"lamb": jnp.sign(grads["w"]), "lars": grads["w"], "fromage": grads["w"] / 1.01**0.5}[name]
+    close(updates["w"], -0.1 * expected)
+    ones = {"w": jnp.ones((2, 3))}
+    still, _ = optimizer.update({"w": jnp.zeros((2, 3))}, optimizer.init(ones), ones)
+    close(still["w"], jnp.full((2, 3), 1 / 1.01**0.5 - 1 if name == "fromage" else 0.0))
 
 
 def test_newton_schulz_keeps_the_singular_vectors():

@@ -36,6 +36,7 @@ def steps(optimizer, count=1, params=PARAMS):
         ("muon(ns_steps=2.5)", "is no whole number"),
         ("adam(b1=1)", "must be in \\[0, 1\\)"),
         ("adam(eps=-1)", "must be at least 0"),
+        ("schedule_free_sgd(b1=0)", "must be above 0"),
         ("adam(eps=1e999)", "must be at least 0"),
         ("lbfgs(memory_size=0)", "must be at least 1"),
         ("adam(0.1)", "is not of the form"),
@@ -116,7 +117,7 @@ def test_what_init_reads_can_be_swept_at_init():
     optimizer = optimizers.make("adagrad")
     accumulator = jnp.array([0.5, 2.0])
     states = jax.vmap(lambda x: optimizer.init(PARAMS, {"initial_accumulator_value": x}))(accumulator)
-    sums = states.inner_state["optimizer"][0].sum_of_squares["bias"]
+    sums = states.inner_state["optimizer"]["bias"]
     close(sums, jnp.broadcast_to(accumulator[:, None], (2, 2)))
 
 
