@@ -77,8 +77,8 @@ def momo_adam(w, g, t, s, h, here):
 
 
 def polyak(w, g, t, s, h, here):
-    """Loizou et al. 2021, SPS_max with c = 1 and gamma_b the rate."""
-    return w - min(h.learning_rate, (here.value - h.f_min) / (g @ g + h.eps)) * g
+    """Loizou et al. 2021, SPS_max with c = 1 and gamma_b the rate; no step below f_min."""
+    return w - min(h.learning_rate, max(here.value - h.f_min, 0.0) / (g @ g + h.eps)) * g
 
 
 def sam(w, g, t, s, h, here):
