@@ -10,7 +10,7 @@ from deeplearn.config import base_config
 from deeplearn.experiment import Target
 from deeplearn.training import loop
 
-OPT_STATE = SimpleNamespace(hyperparams={"learning_rate": 0.1, "schedule": 1.0})
+OPT_STATE = SimpleNamespace(hyperparams={"learning_rate": jnp.float32(0.1), "schedule": jnp.float32(1.0)})
 
 
 def experiment(steps=20, log_every=2, eval_every=5, checkpoint_every=10, target=None, patience=0):
