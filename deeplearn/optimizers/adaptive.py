@@ -145,8 +145,7 @@ class AdanState(NamedTuple):
 def adan(learning_rate, roles: Roles, b1, b2, b3, eps, weight_decay):
     """Adam with a momentum d of the gradient's differences: w <- (w - rate (m + b2 d) / (sqrt(n) + eps)) / (1 + decay).
 
-    The decay is rate * weight_decay for what decays, else 0.
-
+    The decay is rate * weight_decay for kernels and embeddings, 0 for vectors.
     n is the moment of (g + b2 (g - before))^2; all three are corrected for their bias to zero. Optax's weighs d with
     1 - b2: the paper's b2 is one minus that of this signature.
     Source: Xie et al. 2022, Adan, algorithm 1.
@@ -265,10 +264,10 @@ class SophiaState(NamedTuple):
 
 
 def sophia(learning_rate, b1, b2, eps, gamma, clip_threshold, update_interval: int):
-    """w <- w - rate clip(m / max(gamma h, eps), clip_threshold); every `update_interval` steps, first of all, h is new.
+    """w <- w - rate clip(m / max(gamma h, eps), clip_threshold), with a new h every `update_interval` steps.
 
-    h is the moment of u (H u) with random signs u, of the loss of that step. Optax uses h one step later, and corrects
-    m for its bias to zero.
+    h is the moment of u (H u) with random signs u, for the loss of the same step, from the first step on. Optax uses h
+    one step later, and corrects m for its bias to zero.
     Source: Liu et al. 2024, algorithm 3.
     """
 
