@@ -8,12 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from deeplearn import optimizers, sampling
+from deeplearn import optimizers, roles, sampling
 from deeplearn.errors import UserError
 from deeplearn.losses import cross_entropy
 from deeplearn.models import gpt
 from deeplearn.models.gpt import GPT, Architecture
-from deeplearn.optimizers.transformations import weights
 from kernels import target
 
 SMALL = Architecture(vocabulary=11, length=12, width=16, depth=3, heads=4)
@@ -232,10 +231,9 @@ def test_every_parameter_has_names():
 def test_weight_decay_is_of_matrices_and_tables(fields):
     """As nanoGPT's: of every parameter but biases and the norms' scales."""
     model = GPT(SMALL._replace(**fields))
-    decays = weights(jax.eval_shape(model.init, jax.random.key(0), draw(0))["params"])
-    for path, decayed in jax.tree_util.tree_leaves_with_path(decays):
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        assert decayed == (name not in ("bias", "scale")), path
+    params = jax.eval_shape(model.init, jax.random.key(0), draw(0))["params"]
+    for name, role in roles.find(lambda params, x: model.apply({"params": params}, x), params, draw(0)).items():
+        assert role.decays == (name.rpartition("/")[2] not in ("bias", "scale")), name
 
 
 def test_sophia_steps_where_attention_goes_by_tiles(monkeypatch):
