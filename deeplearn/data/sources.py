@@ -130,7 +130,7 @@ def check_pixels(name: str, images: np.ndarray, indices: Sequence[int]) -> None:
         if wrong.any():
             row, *_ = place = tuple(np.argwhere(wrong)[0])
             limits = "outside 0 to 1; prepare the data set again, in that range or as uint8"
-            raise UserError(f"{name}: image {indices[row]} has a pixel of {images[place]}, {limits}")
+            raise UserError(f"{name}: image {indices[row]} has a pixel of {images[place]:g}, {limits}")
 
 
 def check_tokens(name: str, tokens: np.ndarray, vocabulary: int) -> None:

@@ -101,6 +101,24 @@ def records_of(records):
     return Records("x train", records, jax.ShapeDtypeStruct((2, 2, 1), np.uint8), ("a", "b"), files)
 
 
+class Pixels:
+    """Examples whose only pixel is their index, over a hundred."""
+
+    def __len__(self):
+        return 200
+
+    def __getitems__(self, indices):
+        return [{"image": np.full((2, 2, 1), index / 100, np.float32), "label": 0} for index in indices]
+
+
+def test_floating_pixels_are_checked_as_they_are_read():
+    image = jax.ShapeDtypeStruct((2, 2, 1), np.float32)
+    source = Records("x train", Pixels(), image, ("a", "b"), [("only.array_record", 200)])
+    assert source.__getitems__([0, 100])["image"].max() == 1
+    with pytest.raises(UserError, match="^x train: image 101 has a pixel of 1.01, outside 0 to 1; prepare the data"):
+        source.__getitems__([100, 101, 150])
+
+
 def test_a_damaged_record_names_its_file():
     source = records_of(Faulty())
     assert len(source.__getitems__([3, 14])["label"]) == 2

@@ -85,7 +85,7 @@ def test_tokens_are_in_the_vocabulary(tokens, message):
         ([0.0, 1.0001], "x: image 9 has a pixel of 1.0001"),
         ([-1e-3, 0.0], "x: image 9 has a pixel of -0.001"),
         ([0.5, np.nan], "x: image 9 has a pixel of nan, outside 0 to 1"),
-        ([0.0, 255.0], "x: image 9 has a pixel of 255.0, outside 0 to 1"),
+        ([0.0, 255.0], "x: image 9 has a pixel of 255, outside 0 to 1"),
     ],
 )
 def test_floating_pixels_are_in_their_range(pixels, message):
