@@ -11,6 +11,7 @@ array (depth, ...).
 
 import math
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +23,8 @@ from deeplearn.layers import positions, remat, sharding
 from deeplearn.layers.attention import attention
 from deeplearn.layers.dense import Dense
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+# Flax's fast variance, E x^2 - (E x)^2, has no correct digit left where a mean is large.
+NORMS = {"layer": partial(nn.LayerNorm, use_fast_variance=False), "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
 
 # What the dimensions of the parameters are, by their paths; placement gives the names axes of the mesh.

@@ -16,8 +16,8 @@ from deeplearn.layers.dense import Dense
 
 
 def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
-    """Layer normalisation, in float32, to the dtype of x."""
-    return nn.LayerNorm(name=name)(x.astype(jnp.float32)).astype(x.dtype)
+    """Layer normalisation, in float32, to the dtype of x; right at large means, where Flax's fast variance is not."""
+    return nn.LayerNorm(use_fast_variance=False, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nn.Module):
