@@ -71,7 +71,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
             meshes.within(mesh, function), compiler_options=compiler.options(mesh.devices.flat[0].platform), **options
         )
 
-    evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
+    evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh, config.accumulate))
     constrain = partial(meshes.constrain_batch, mesh=mesh)
     sums = evaluation.make_evaluate(task, config.eval_batch_size, meshes.batch_parts(mesh), constrain)
     sums = compile(sums, out_shardings=whole)

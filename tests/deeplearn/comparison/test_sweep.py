@@ -45,14 +45,15 @@ def runs(rates, seeds):
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["side by side", "one after another"])
-@pytest.mark.parametrize("name", ["adam", "schedule_free_sgd", "lbfgs"])
-def test_a_lane_is_the_run_trained_alone(name, together):
+@pytest.mark.parametrize("name, accumulate", [("adam", 1), ("schedule_free_sgd", 4), ("lbfgs", 1)])
+def test_a_lane_is_the_run_trained_alone(name, accumulate, together):
     """Equal up to the order of sums: a batched matrix product adds up in another order than a single one."""
-    result, _ = sweeps.sweep(name, build(optimizer=name), runs([0.01, 0.03], [0, 1, 2]), together=together)
+    experiment = build(optimizer=name, accumulate=accumulate)
+    result, _ = sweeps.sweep(name, experiment, runs([0.01, 0.03], [0, 1, 2]), together=together)
     lane = 4
     rate, seed = result.points[result.point[lane]]["learning_rate"], int(result.seeds[lane])
     assert (rate, seed) == (0.03, 1)
-    alone = build(optimizer=name, learning_rate=rate, seed=seed)
+    alone = build(optimizer=name, learning_rate=rate, seed=seed, accumulate=accumulate)
     compiled = program.build(alone)
     state = compiled.init()
     for at, step in enumerate(result.steps):
