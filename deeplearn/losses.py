@@ -111,7 +111,7 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> hits(jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([1, 0])).tolist()
     [1.0, 0.0]
     """
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return (jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) == labels.astype(jnp.int32)).astype(jnp.float32)
 
 
 def check_options(label_smoothing: float, class_weights: Sequence[float] | None, classes: int) -> None:

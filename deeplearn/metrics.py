@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Mean(NamedTuple):
@@ -34,7 +35,8 @@ def add(a, b):
 
 def result(means: dict[str, Mean]) -> dict[str, Any]:
     """Divide: total / count for each metric; a count of 0 gives NaN for arrays."""
-    return {name: mean.total / mean.count for name, mean in means.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: mean.total / mean.count for name, mean in means.items()}
 
 
 def divided(x: Any) -> Any:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplearn.parallel import mesh
+
 
 def draw(rng: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Tokens (B,) int32 of logits (B, V): from softmax(logits / temperature), as far as `truncate` leaves it.
@@ -84,16 +86,19 @@ def generate(
         logits, cache = step(params, token[:, None], cache)
         return token, logits[:, -1], cache
 
+    def here(x):
+        return mesh.beside(np.int32(x), jax.tree.leaves(params)[0])
+
     half = length // 2
     text = np.asarray(prompt, np.int32)[:, -length:]
-    logits, cache = read(params, text, empty)
+    logits, cache = read(params, here(text), empty)
     filled = text.shape[1]
     for n in range(count):
         if filled == length:
             text = text[:, -half:]
-            _, cache = read(params, text, empty)
+            _, cache = read(params, here(text), empty)
             filled = half
-        token, logits, cache = advance(params, logits, cache, rng, jnp.int32(n))
+        token, logits, cache = advance(params, logits, cache, rng, here(n))
         filled += 1
-        text = np.concatenate([text, np.asarray(token)[:, None]], axis=1)[:, -length:]
+        text = np.concatenate([text, jax.device_get(token)[:, None]], axis=1)[:, -length:]
         yield text[:, -1]

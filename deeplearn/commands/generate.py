@@ -27,12 +27,14 @@ flags.adopt_module_key_flags(accepting)
 
 def main() -> None:
     import jax
+    import numpy as np
 
     from deeplearn import files, sampling
     from deeplearn.commands import runs
     from deeplearn.data import tokenizers
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
+    from deeplearn.parallel import mesh
 
     for flag in (TEMPERATURE, TOP_P):
         if not math.isfinite(flag.value):
@@ -49,15 +51,26 @@ def main() -> None:
     if not len(prompt):
         raise UserError("the prompt is empty; give at least one character, as in --prompt=A")
     architecture = model.architecture
+
+    def step(params, tokens, cache):
+        logits, cache = model.apply({"params": params}, tokens, cache=cache)
+        return logits[..., : architecture.vocabulary], cache  # beyond are rows of no token, with logits of -inf
+
+    @jax.jit
+    def start(state, seed):
+        params = experiment.optimizer.evaluation_params(state.opt_state, state.params)
+        return params, gpt.empty(architecture, batch=1), jax.random.key(seed)
+
     state = restored.state
+    params, empty, rng = start(state, mesh.beside(np.uint32(SEED.value), state.step))
     tokens = sampling.generate(
-        lambda params, tokens, cache: model.apply({"params": params}, tokens, cache=cache),
-        experiment.optimizer.evaluation_params(state.opt_state, state.params),
-        gpt.empty(architecture, batch=1),
+        step,
+        params,
+        empty,
         architecture.length,
         prompt[None],
         TOKENS.value,
-        jax.random.key(SEED.value),
+        rng,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,

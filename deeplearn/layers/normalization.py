@@ -76,10 +76,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        average = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        spread = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        average = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        spread = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         if train:
             x, mean, var = normalize(x, scale, bias, self.epsilon)

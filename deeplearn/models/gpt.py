@@ -144,10 +144,10 @@ class GPT(nn.Module):
         if tokens.shape[1] > a.length:
             raise UserError(f"{tokens.shape[1]} tokens are more than the model's length, {a.length}")
         start = jnp.int32(0) if cache is None else cache.filled
-        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width))
+        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width), jnp.float32)
         x = embedding.astype(a.dtype)[tokens]  # (B, T, width)
         if a.positions == "learned":
-            table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width))
+            table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width), jnp.float32)
             x = x + jax.lax.dynamic_slice_in_dim(table, start, x.shape[1]).astype(a.dtype)[None]
         x = nn.Dropout(a.dropout, deterministic=not train)(x)
 

@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = Dense(self.width, dtype=self.dtype, name="embedding")(patches(x, self.patch))  # (B, T, width)
-        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:], jnp.float32)
         x = nn.Dropout(self.dropout)(x + positions.astype(self.dtype)[None], deterministic=not train)
         block = remat.block(Block, self.remat)
         for i in range(self.depth):

@@ -43,7 +43,7 @@ def classification(
     losses.check_options(label_smoothing, class_weights, classes)
 
     def init(rng):
-        variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, *shape))))
+        variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, *shape), jnp.float32)))
         return variables.pop("params"), variables
 
     def loss(params, model_state, batch, rng):
@@ -68,8 +68,8 @@ def classification(
         counted = mask * losses.label_weights(labels, ignore_label)
         weights = mask * losses.label_weights(labels, ignore_label, class_weights)
         values = mask * losses.cross_entropy(logits, labels, 0.0, ignore_label, class_weights)
-        truth = jax.nn.one_hot(labels, classes) * counted[:, None]  # (B, classes)
-        guess = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes)  # (B, classes)
+        truth = jax.nn.one_hot(labels, classes, dtype=jnp.float32) * counted[:, None]  # (B, classes)
+        guess = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes, dtype=jnp.float32)  # (B, classes)
         confusion = jnp.einsum("bt,bg->tg", truth, guess)
         return {
             "loss": Mean(values.sum(), weights.sum()),

@@ -54,8 +54,8 @@ def language_modelling(
         tokens = batch["tokens"].astype(jnp.int32)  # (B, T + 1 or more); on the device they may lie as bytes
         beyond = tokens.shape[1] - (length + 1)
         if beyond and rng is not None:
-            starts = jax.random.randint(rng, (tokens.shape[0], 1), 0, beyond + 1)
-            tokens = jnp.take_along_axis(tokens, starts + jnp.arange(length + 1)[None], axis=1)
+            starts = jax.random.randint(rng, (tokens.shape[0], 1), 0, beyond + 1, jnp.int32)
+            tokens = jnp.take_along_axis(tokens, starts + jnp.arange(length + 1, dtype=jnp.int32)[None], axis=1)
         inputs = tokens[:, :length]
         if ignore_label is not None and ignore_label < 0:
             inputs = jnp.where(inputs == ignore_label, 0, inputs)

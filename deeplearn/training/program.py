@@ -5,6 +5,7 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from deeplearn import metrics
 from deeplearn.data import sources
@@ -25,9 +26,10 @@ class Program(NamedTuple):
       init: `() -> TrainState`.
       feed: the data, see deeplearn.training.feed.
       chunk: `(state, data, steps) -> (state, metrics)`; the state that goes in is consumed.
+      number: `int -> int32 scalar` on every device, for the steps of a chunk.
       kept: `(state, data) -> tree`, what the forward pass of a step keeps for the backward pass.
       evaluate: `(state, split) -> {name: value}` of "train", "validation" or "test", at the optimizer's own evaluation
-        parameters.
+        parameters; values are on the host.
     """
 
     mesh: Any
@@ -35,6 +37,7 @@ class Program(NamedTuple):
     init: Callable[[], TrainState]
     feed: feed.Feed
     chunk: Callable[..., tuple[TrainState, dict]]
+    number: Callable[[int], jax.Array]
     kept: Callable[[TrainState, Any], Any]
     evaluate: Callable[[TrainState, str], dict]
 
@@ -48,6 +51,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
     mesh = meshes.parse(config.mesh, devices)
     meshes.check_batch_size(experiment.batch_size, mesh, config.accumulate)
     meshes.check_model(experiment.model, mesh)
+    meshes.check_jit(mesh)
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)
     shapes = jax.eval_shape(meshes.within(mesh, init))
@@ -82,9 +86,9 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
         return jax.vjp(lambda params: placed_task.loss(params, *rest), state.params, has_aux=True)[1]
 
     def evaluate(state, split):
-        params, model_state = evaluated(state, fed.data(int(state.step), refresh) if refresh else None)
+        params, model_state = evaluated(state, fed.data(int(jax.device_get(state.step)), refresh) if refresh else None)
         parts = (sums(params, model_state, state.rng, block) for block in fed.blocks(split))
-        return metrics.result(reduce(metrics.add, parts))
+        return metrics.result(jax.device_get(reduce(metrics.add, parts)))  # on the host: a class may have no example
 
     return Program(
         mesh=mesh,
@@ -92,6 +96,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
         init=lambda: jax.block_until_ready(compile(init, out_shardings=placed)()),
         feed=fed,
         chunk=compile(chunk, donate_argnums=0, out_shardings=(placed, whole)),
+        number=lambda value: meshes.whole(np.int32(value), mesh),
         kept=compile(kept),
         evaluate=evaluate,
     )

@@ -33,7 +33,7 @@ def before(workdir: Path, experiment) -> None:
 def after(workdir: Path, experiment, program, best, progress, reason: str) -> str:
     """Evaluate the best checkpoint on every split, draw it, and say in a few lines how the run went."""
     values = {split: jax.device_get(program.evaluate(best.state, split)) for split in ("train", "validation", "test")}
-    params = experiment.optimizer.evaluation_params(best.state.opt_state, best.state.params)
+    params = jax.jit(experiment.optimizer.evaluation_params)(best.state.opt_state, best.state.params)
     params, model_state = processes.fetch((params, best.state.model_state))
     if not processes.is_main():
         return ""
@@ -86,8 +86,10 @@ def predictions(experiment, params, model_state, batch: dict) -> np.ndarray:
     predict = jax.jit(experiment.task.predict)
     count = len(next(iter(batch.values())))
     size = min(experiment.config.eval_batch_size, count)
+    params, model_state = jax.device_put((params, model_state))
     outputs = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)  # the last are filled up: one program serves all
-        outputs.append(jax.device_get(predict(params, model_state, {name: x[rows] for name, x in batch.items()})))
+        part = jax.device_put({name: x[rows] for name, x in batch.items()})
+        outputs.append(jax.device_get(predict(params, model_state, part)))
     return np.concatenate(outputs).astype(np.float32)[:count]

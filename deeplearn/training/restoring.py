@@ -25,6 +25,7 @@ class Restored(NamedTuple):
     step: int
 
 
+@jax.transfer_guard("allow")  # to read a file is to transfer arrays, here and in Orbax
 def restore(manager: Any, abstract_state: Any, order: Callable[[list], list]) -> Restored | None:
     """The first intact checkpoint in an order, None if there is none; the same on every process.
 

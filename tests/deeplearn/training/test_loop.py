@@ -33,6 +33,7 @@ class Script:
     ):
         self.chunks, self.saved, self.lines, self.good = [], [], [], good
         self.feed = SimpleNamespace(data=lambda step, steps: None)
+        self.number = int
         self.losses, self.accuracies, self.on_step = losses, accuracies, on_step
         self.hooks = loop.Hooks(
             log=lambda step, record: self.lines.append((step, record)), save=self.save, tick=self.tick
