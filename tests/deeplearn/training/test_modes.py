@@ -22,10 +22,13 @@ from deeplearn.layers.convolution import Conv
 from deeplearn.layers.normalization import BatchNorm
 from deeplearn.layers.recurrent import Recurrent
 from deeplearn.models.gpt import GPT, Architecture
+from deeplearn.parallel import mesh as meshes
+from deeplearn.pictures.trace import trace
 from deeplearn.tasks import transformations
 from deeplearn.tasks.classification import classification
 from deeplearn.tasks.language_modelling import language_modelling
 from deeplearn.training import loop, program
+from kernels.convolution import convolution
 from kernels.pooling import max_pool
 
 
@@ -162,7 +165,6 @@ MODES = {
     "threefry not partitionable": (lambda: jax.threefry_partitionable(False), another, 0.1),
 }
 RUNS = [
-    ("standard promotion", "classifier"),
     ("standard promotion", "writer"),
     ("debug_nans, debug_infs, transfer_guard", "classifier"),
     ("debug_nans, debug_infs, transfer_guard", "writer"),
@@ -210,6 +212,33 @@ def test_without_jit():
     with jax.disable_jit():
         found = train(small())[1:]
     close(found, expected)
+
+
+def test_our_primitives_without_jit():
+    """Convolution and pooling are compiled by themselves then, as operations of JAX are."""
+    random = np.random.default_rng(0)
+    x, w = jnp.float32(random.normal(size=(2, 2, 6, 6, 3))), jnp.float32(random.normal(size=(3, 3, 3, 4)))
+
+    def loss(x, w):
+        return max_pool(convolution(x, w), (2, 2)).sum()
+
+    arguments = x[0], w
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(*arguments)
+    batched = jax.vmap(loss, in_axes=(0, None))(x, w)
+    with jax.disable_jit():
+        close(jax.value_and_grad(loss, argnums=(0, 1))(*arguments), expected)
+        close(jax.vmap(loss, in_axes=(0, None))(x, w), batched)
+
+
+def test_a_gpt_without_jit():
+    """Its layers say how parameters lie on the mesh, which has no meaning for an operation on one device."""
+    model = GPT(Architecture(6, 4, 8, 1, 2))
+    tokens, mesh = jnp.zeros((1, 4), jnp.int32), meshes.parse("data:1")
+    variables = model.init(jax.random.key(0), tokens)
+    expected = model.apply(variables, tokens)
+    with jax.disable_jit():
+        close(meshes.within(mesh, model.apply)(variables, tokens), expected)
+        assert [box.label for box in trace(model, tokens)]
 
 
 def test_without_jit_there_is_one_device():
