@@ -87,7 +87,7 @@ def generate(
         return token, logits[:, -1], cache
 
     def here(x):
-        return mesh.beside(np.int32(x), jax.tree.leaves(params)[0])
+        return mesh.beside(np.int32(x), rng)
 
     half = length // 2
     text = np.asarray(prompt, np.int32)[:, -length:]
