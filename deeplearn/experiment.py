@@ -81,8 +81,12 @@ def parse_target(text: str) -> Target | None:
 def evaluated(task, data) -> dict[str, Any]:
     """The metrics that a task evaluates on examples of this data, by name; shapes, nothing is computed."""
     batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in data.spec.items()}
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda batch: task.evaluate(*task.init(key), batch, key), batch)
+
+    def metrics_of(batch):
+        key = jax.random.key(0)
+        return task.evaluate(*task.init(key), batch, key)
+
+    return jax.eval_shape(metrics_of, batch)
 
 
 def check_target(target: Target | None, task, data) -> Target | None:

@@ -3,6 +3,8 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class Mean(NamedTuple):
@@ -33,4 +35,19 @@ def add(a, b):
 
 def result(means: dict[str, Mean]) -> dict[str, Any]:
     """Divide: total / count for each metric; a count of 0 gives NaN for arrays."""
-    return {name: mean.total / mean.count for name, mean in means.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: mean.total / mean.count for name, mean in means.items()}
+
+
+def divided(x: Any) -> Any:
+    """A `Mean` divided, 0 where nothing counts; anything else as it is.
+
+    >>> [float(divided(x)) for x in (Mean(jnp.float32(3), jnp.float32(2)), Mean(jnp.float32(0), jnp.float32(0)), 5)]
+    [1.5, 0.0, 5.0]
+    """
+    return x.total / divisor(x) if isinstance(x, Mean) else x
+
+
+def divisor(mean: Mean) -> jax.Array:
+    """The count of a mean, 1 in place of 0."""
+    return jnp.where(mean.count == 0, 1, mean.count)

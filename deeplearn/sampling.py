@@ -11,6 +11,7 @@ import numpy as np
 from deeplearn import fields
 from deeplearn.errors import UserError
 from deeplearn.fields import COUNT, Field
+from deeplearn.parallel import mesh
 
 
 def draw(rng: jax.Array, logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
@@ -98,20 +99,23 @@ def generate(
         logits, cache = step(params, token[:, None], cache)
         return token, logits[:, -1], cache
 
+    def here(x):
+        return mesh.beside(np.int32(x), rng)
+
     half = length // 2
     text = np.asarray(prompt, np.int32)[:, -length:]
-    logits, cache = read(params, text, empty)
+    logits, cache = read(params, here(text), empty)
     filled = text.shape[1]
     for n in range(count):
         if filled == length:
             text = text[:, -half:]
-            _, cache = read(params, text, empty)
+            _, cache = read(params, here(text), empty)
             filled = half
-        token, logits, cache = advance(params, logits, cache, rng, jnp.int32(n))
-        if (np.asarray(token) < 0).any():
+        token, logits, cache = advance(params, logits, cache, rng, here(n))
+        if (jax.device_get(token) < 0).any():
             raise UserError(
                 "the logits are NaN: the prompt has tokens unknown to the model, or its parameters are not finite"
             )
         filled += 1
-        text = np.concatenate([text, np.asarray(token)[:, None]], axis=1)[:, -length:]
+        text = np.concatenate([text, jax.device_get(token)[:, None]], axis=1)[:, -length:]
         yield text[:, -1]

@@ -25,11 +25,15 @@ flags.adopt_module_key_flags(accepting)
 
 
 def main() -> None:
+    import jax
+    import numpy as np
+
     from deeplearn import files, sampling
     from deeplearn.commands import runs
     from deeplearn.data import tokenizers
     from deeplearn.errors import UserError
     from deeplearn.models import gpt
+    from deeplearn.parallel import mesh
     from deeplearn.training.state import key
 
     cluster.alone("generate")
@@ -44,15 +48,26 @@ def main() -> None:
     if not len(prompt):
         raise UserError("the prompt is empty; give at least one character, as in --prompt=A")
     architecture = model.architecture
+
+    def step(params, tokens, cache):
+        logits, cache = model.apply({"params": params}, tokens, cache=cache)
+        return logits[..., : architecture.vocabulary], cache  # beyond are rows of no token, with logits of -inf
+
+    @jax.jit
+    def start(state, seed):
+        params = experiment.optimizer.evaluation_params(state.opt_state, state.params)
+        return params, gpt.empty(architecture, batch=1), key(seed)
+
     state = restored.state
+    params, empty, rng = start(state, mesh.beside(np.uint32(SEED.value), state.step))
     tokens = sampling.generate(
-        lambda params, tokens, cache: model.apply({"params": params}, tokens, cache=cache),
-        experiment.optimizer.evaluation_params(state.opt_state, state.params),
-        gpt.empty(architecture, batch=1),
+        step,
+        params,
+        empty,
         architecture.length,
         prompt[None],
         TOKENS.value,
-        key(SEED.value),
+        rng,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,

@@ -41,8 +41,9 @@ def programs(experiment: Experiment) -> Programs:
         arrays, indices = data
         return lambda i: {name: x[indices[i]] for name, x in arrays.items()}
 
-    chunk_of = step.make_chunk(step.make_step(task, optimizer, accumulate=experiment.config.accumulate), batch_of)
-    evaluated_of = evaluation.make_evaluated(task, optimizer, batch_of, min(evaluation.REFRESH, length))
+    accumulate, refresh = experiment.config.accumulate, min(evaluation.REFRESH, length)
+    chunk_of = step.make_chunk(step.make_step(task, optimizer, accumulate=accumulate), batch_of)
+    evaluated_of = evaluation.make_evaluated(task, optimizer, batch_of, refresh, accumulate)
 
     def init(run, _):
         hyperparameters, params, model_state, rng = run

@@ -13,6 +13,7 @@ from deeplearn.data import sources
 from deeplearn.errors import UserError
 from deeplearn.experiment import Experiment
 from deeplearn.parallel import compiler, processes
+from deeplearn.parallel import mesh as meshes
 from deeplearn.training import evaluation, step
 
 
@@ -111,8 +112,14 @@ def prepare(
       stored: whether together and lanes come from the stored plan of a study; changes an error's text alone.
 
     Raises:
-      UserError: the data does not fit on the device, or less memory is free than the program needs.
+      UserError: the data does not fit on the device, less memory is free than the program needs, or a setting of JAX
+        does not allow a sweep.
     """
+    if jax.config.jax_disable_jit:
+        raise UserError("compare trains in compiled programs, which jax_disable_jit forbids; unset it, or use train")
+    if jax.config.jax_default_prng_impl != "threefry2x32":  # in a vmap, others draw for all by the first run's key
+        name = jax.config.jax_default_prng_impl
+        raise UserError(f"by jax_default_prng_impl={name} a run depends on those beside it; compare needs threefry2x32")
     if not isinstance(experiment.data.train, sources.Arrays):
         raise UserError(f"data set {experiment.data.name} does not fit on the device; compare needs one that does")
     lanes = None if lanes is None else planning.multiple(lanes)
@@ -130,19 +137,23 @@ def prepare(
 
     every_start, every_init, every_rows = every(one.start), every(one.init), every(one.rows)
 
+    def here(x):
+        return meshes.whole(x, devices)
+
     def begin(group):
-        started = every_start(seeds[group].astype(np.uint32), ())
-        return every_init(({key: x[group] for key, x in values.items()}, *started), ())
+        chosen = {key: here(x[group]) for key, x in values.items()}
+        return every_init((chosen, *every_start(here(seeds[group].astype(np.uint32)), ())), ())
 
     def compile(count):
         started = every_start.eval_shape(jax.ShapeDtypeStruct((count,), np.uint32), ())
         chosen = {key: jax.ShapeDtypeStruct((count,), np.float32) for key in values}
         states = every_init.eval_shape((chosen, *started), ())
-        rows = every_rows.eval_shape(states.rng, 0)
+        rows = every_rows.eval_shape(states.rng, one_step)
         chunks = planning.each(one.chunk, devices, together)
         run = jax.jit(lambda states, rows, shared: chunks((states, rows), shared), donate_argnums=0)
-        return run.lower(states, rows, (train, 1)).compile(compiler.options())
+        return run.lower(states, rows, (train, one_step)).compile(compiler.options())
 
+    one_step = here(np.int32(1))
     started = time.perf_counter()
     if together is None:
         together = planning.side_by_side(step_flops(experiment, values))
@@ -156,10 +167,10 @@ def prepare(
 
     def chunk(states, done, steps):
         step.check_length(steps, experiment.eval_every)
-        return run(states, every_rows(states.rng, done), (train, steps))
+        return run(states, every_rows(states.rng, here(np.int32(done))), (train, here(np.int32(steps))))
 
     def measured(states, done, split):
-        rows = every_rows(states.rng, done) if refresh else None
+        rows = every_rows(states.rng, here(np.int32(done))) if refresh else None
         evaluated = every_evaluated((states, rows), train if refresh else None)
         return every_measure((*evaluated, states.rng), evaluated_on[split])
 

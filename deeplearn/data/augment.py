@@ -42,7 +42,7 @@ def random_flip(rng: jax.Array, batch: Batch) -> Batch:
     (4, 1, 2, 1)
     """
     images = batch["image"]
-    flip = jax.random.bernoulli(rng, shape=(len(images), 1, 1, 1))
+    flip = jax.random.bernoulli(rng, jnp.float32(0.5), (len(images), 1, 1, 1))
     return {**batch, "image": jnp.where(flip, images[:, :, ::-1], images)}
 
 
@@ -60,10 +60,10 @@ def random_crop(padding: int = 4) -> Callable[[jax.Array, Batch], Batch]:
         images = batch["image"]
         sides = (0, 0), (padding, padding), (padding, padding), (0, 0)
         padded = jnp.pad(images, sides)  # (B, H + 2p, W + 2p, C)
-        corners = jax.random.randint(rng, (len(images), 2), 0, 2 * padding + 1)
+        corners = jax.random.randint(rng, (len(images), 2), 0, 2 * padding + 1, jnp.int32)
 
         def cut(image, corner):
-            return jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
+            return jax.lax.dynamic_slice(image, (*corner, jnp.int32(0)), images.shape[1:])
 
         return {**batch, "image": jax.vmap(cut)(padded, corners)}  # (B, H, W, C)
 

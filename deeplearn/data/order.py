@@ -38,7 +38,16 @@ def permutation(key: jax.Array, epoch, size: int) -> jax.Array:
     >>> sorted(permutation(jax.random.key(0), 3, 5).tolist())
     [0, 1, 2, 3, 4]
     """
-    pivots, salts = jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS))
+    return _shuffle(_draws(key, epoch), size)
+
+
+def _draws(key, epoch):
+    """An epoch's (2, _ROUNDS) random words."""
+    return jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS), jnp.uint32)
+
+
+def _shuffle(draws, size):
+    pivots, salts = draws
     pivots = pivots % jnp.uint32(size)
 
     def swap_or_not(i, x):  # (size,)
@@ -78,8 +87,9 @@ def chunk_indices(key: jax.Array, step, steps: int, batch_size: int, size: int) 
     epoch, offset = _place(step, batch_size, size)
     latest_offset = size - math.gcd(batch_size, size)
     epochs = (latest_offset + length - 1) // size + 1
-    stream = jax.vmap(lambda e: permutation(key, e, size))(epoch + jnp.arange(epochs, dtype=jnp.uint32))
-    stream = stream.reshape(-1)  # (epochs * size,)
+    # Draws in a vmap depend on which epochs are in it, where the generator is not Threefry.
+    draws = jax.lax.map(lambda e: _draws(key, e), epoch + jnp.arange(epochs, dtype=jnp.uint32))
+    stream = jax.vmap(lambda draws: _shuffle(draws, size))(draws).reshape(-1)  # (epochs * size,)
     return jax.lax.dynamic_slice(stream, (offset,), (length,)).reshape(steps, batch_size)
 
 
@@ -116,7 +126,7 @@ def indices(key: jax.Array, positions, size: int) -> np.ndarray:
     True
     """
     epochs, offsets = np.divmod(np.asarray(positions, np.int64), size)
-    key_data = np.asarray(jax.random.key_data(key))
+    key_data = jax.device_get(jax.random.key_data(key))
     identity = str(jax.random.key_impl(key)), key_data.shape, key_data.tobytes()
     result = np.empty(offsets.shape, np.int32)
     for epoch in np.unique(epochs):
@@ -127,5 +137,5 @@ def indices(key: jax.Array, positions, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _host_permutation(impl: str, shape: tuple, key_data: bytes, epoch: int, size: int) -> np.ndarray:
-    key = jax.random.wrap_key_data(np.frombuffer(key_data, np.uint32).reshape(shape), impl=impl)
-    return np.asarray(permutation(key, np.uint32(epoch), size))
+    words, epoch = jax.device_put((np.frombuffer(key_data, np.uint32).reshape(shape), np.uint32(epoch)))
+    return jax.device_get(permutation(jax.random.wrap_key_data(words, impl=impl), epoch, size))

@@ -18,7 +18,7 @@ from deeplearn.data import blank, datasets, integrity, text
 from deeplearn.data.cache import SUFFIX, cached, user_cache
 from deeplearn.errors import UserError, unknown
 
-NAMES = ("characters", "gpt2")
+NAMES = ("characters", "gpt2", "gpt2_ordinary")
 END = "<|endoftext|>"
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
 GPT2_MERGES = 50_000
@@ -56,10 +56,10 @@ def load(
     data_dir: str | os.PathLike | None = None,
     manual_dir: str | os.PathLike | None = None,
 ) -> Tokenizer:
-    """The tokenizer of this name for a text data set: "characters", those of its `text.vocabulary`, or "gpt2".
+    """The tokenizer of this name for a text data set.
 
     Args:
-      name: "characters" or "gpt2".
+      name: "characters", those of its `text.vocabulary`; "gpt2"; or "gpt2_ordinary", `gpt2` without `special`.
       dataset: the name of the text data set.
       data_dir, manual_dir: those of `text.load` and of `gpt2`.
 
@@ -68,8 +68,8 @@ def load(
     """
     if name == "characters":
         return characters(text.vocabulary(dataset, data_dir=data_dir, manual_dir=manual_dir))
-    if name == "gpt2":
-        return gpt2(data_dir=data_dir, manual_dir=manual_dir)
+    if name in ("gpt2", "gpt2_ordinary"):
+        return gpt2(data_dir=data_dir, manual_dir=manual_dir, special=name == "gpt2")
     raise unknown("tokenizer", name, NAMES)
 
 
@@ -91,32 +91,45 @@ def characters(vocabulary: str) -> Tokenizer:
     )
 
 
-def gpt2(*, data_dir: str | os.PathLike | None = None, manual_dir: str | os.PathLike | None = None) -> Tokenizer:
+def gpt2(
+    *, data_dir: str | os.PathLike | None = None, manual_dir: str | os.PathLike | None = None, special: bool = True
+) -> Tokenizer:
     """GPT-2's tokenizer: `byte_pairs` of its 50,000 merges, 50,257 tokens, of which the last is `<|endoftext|>`.
 
     The merges are OpenAI's file vocab.bpe, 456 kB: looked for in `manual_dir`, by default `data_dir/gpt2`, where
     `data_dir` is by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; else downloaded. Either way it is checked
     against `checksums.tsv`, and kept as an array in the user's cache directory, which is asked first.
 
-    Raises UserError, which says what to put where, for a file that cannot be had or is not the right one.
+    Args:
+      data_dir, manual_dir: where the file is.
+      special: see `byte_pairs`; without it the name is gpt2_ordinary.
+
+    Raises:
+      UserError: a file that cannot be had or is not the right one; says what to put where.
 
     Source: Radford et al. 2019, Language models are unsupervised multitask learners, section 2.2.
     """
+    name = "gpt2" if special else "gpt2_ordinary"
     if blank.wanted():
-        return byte_pairs("gpt2", np.zeros((GPT2_MERGES, 2), np.int32))
+        return byte_pairs(name, np.zeros((GPT2_MERGES, 2), np.int32), special)
     folder = Path(manual_dir or datasets.data_root(data_dir) / "gpt2")
     file = f"gpt2-merges{_CACHE_FORMAT}{SUFFIX}"
     kept = cached(file, [user_cache()], lambda: {"merges": read_merges(_vocabulary(folder).decode())})
-    return byte_pairs("gpt2", kept["merges"])
+    return byte_pairs(name, kept["merges"], special)
 
 
-def byte_pairs(name: str, merges: np.ndarray) -> Tokenizer:
+def byte_pairs(name: str, merges: np.ndarray, special: bool = True) -> Tokenizer:
     """Byte-pair encoding of UTF-8: tokens are the 256 bytes, a join of two tokens for each merge, and `END`.
 
     Token 256 + i joins the two tokens merges[i]; merges (M, 2) are in the order in which they were learnt. A text is
     cut into `words`; in each word's bytes, of all neighbours that are a merge, those of the earliest are joined, the
     leftmost first, until there are none. Any text can be encoded but one with surrogates (half a pair of UTF-16).
     Decoding replaces bytes that are not UTF-8, such as a part of a character, by U+FFFD.
+
+    Args:
+      name, merges: see above.
+      special: whether `<|endoftext|>` in a text is one token, as by tiktoken's `allowed_special="all"`, or plain text,
+        as by its `encode_ordinary`. Its own default is an error.
 
     >>> merges = read_merges("#version: 0.2\\nl o\\nlo w\\nĠ low\\n")
     >>> tokenizer = byte_pairs("tiny", merges)
@@ -137,13 +150,13 @@ def byte_pairs(name: str, merges: np.ndarray) -> Tokenizer:
 
     @functools.lru_cache(2**18)  # words recur
     def tokens_of(word: str) -> list[int]:
-        return [end] if word == END else _join(list(word.encode().translate(_PLACES)), joins)
+        return [end] if special and word == END else _join(list(word.encode().translate(_PLACES)), joins)
 
     def encode(content: str) -> np.ndarray:
         if surrogate := re.search(r"[\ud800-\udfff]", content):
             where = f"character {surrogate.start()} of the text, {surrogate.group()!r}"
             raise UserError(f"{where}, is a surrogate, which is no character in UTF-8; leave it out")
-        return np.fromiter(itertools.chain.from_iterable(map(tokens_of, words(content))), np.int32)
+        return np.fromiter(itertools.chain.from_iterable(map(tokens_of, words(content, special))), np.int32)
 
     def decode(tokens: np.ndarray) -> str:
         tokens = _checked(tokens, len(symbols), name).tolist()
@@ -190,8 +203,8 @@ def read_merges(content: str) -> np.ndarray:
     return np.array(merges, np.int32)
 
 
-def words(content: str) -> list[str]:
-    """What GPT-2 joins no bytes across: the text cut at `END`, and then into the longest
+def words(content: str, special: bool = True) -> list[str]:
+    """What GPT-2 joins no bytes across: the text cut at `END` where that is `special`, and then into the longest
 
         's, 't, 're, 've, 'm, 'll or 'd; letters, numbers or other signs after at most one space; whitespace, without
         the last of it where a word follows
@@ -203,8 +216,8 @@ def words(content: str) -> list[str]:
     ['We', "'ll", ' see', ',', ' ', ' in', ' 2019', ' ...']
     """
     pattern = _pattern()
-    parts = re.split(f"({re.escape(END)})", content)
-    return [word for part in parts for word in ([END] if part == END else pattern.findall(part))]
+    parts = re.split(f"({re.escape(END)})", content) if special else [content]
+    return [word for part in parts for word in ([END] if special and part == END else pattern.findall(part))]
 
 
 @functools.cache

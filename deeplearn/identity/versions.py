@@ -14,10 +14,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
 PLUGINS = ("libtpu", "jax-cuda", "jax-rocm", "nvidia-")
 # Folders whose code only launches or draws: it cannot change a number.
 NOT_COMPUTING = ("commands", "cloud", "pictures", "benchmark", "bench")
-# Settings of JAX that change numbers.
+# Settings of JAX that change numbers; not those that only check, such as jax_debug_nans.
 SETTINGS = (
     "jax_default_matmul_precision", "jax_enable_x64", "jax_numpy_dtype_promotion",
-    "jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset",
+    "jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset", "jax_high_dynamic_range_gumbel",
+    "jax_disable_jit", "jax_disable_most_optimizations", "jax_optimization_level", "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_level", "jax_memory_fitting_effort", "jax_use_shardy_partitioner",
+    "jax_use_direct_linearize", "jax_softmax_custom_jvp", "jax_allow_f16_reductions",
 )  # fmt: skip
 # Settings of the libraries below JAX that change numbers: part of the identity where they are set.
 VARIABLES = ("LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
@@ -78,7 +81,8 @@ def machine() -> dict[str, Any]:
     device = jax.devices()[0]
     kind = _processor() if device.platform == "cpu" else device.device_kind
     flags = re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ.get("XLA_FLAGS", "")).split()
-    settings = {name.removeprefix("jax_"): getattr(jax.config, name) for name in SETTINGS}
+    there = jax.config.values  # some are no attributes of the config, and a version of JAX may lack one
+    settings = {name.removeprefix("jax_"): getattr(jax.config, name, there.get(name)) for name in SETTINGS}
     settings |= {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     return {"platform": device.platform, "device": kind, "XLA_FLAGS": " ".join(flags), **settings}
 
@@ -103,14 +107,15 @@ def kernels(experiment, devices=None) -> dict[str, str]:
     from kernels import target
 
     mesh = meshes.parse(experiment.config.mesh, devices)
-    task, key, size = experiment.task, jax.random.key(0), experiment.batch_size
+    task, size = experiment.task, experiment.batch_size
     batch = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in experiment.data.spec.items()}
 
-    def loss(batch, key):
+    def loss(batch):
+        key = jax.random.key(0)
         return task.loss(*task.init(key), batch, key)
 
     with target.recorded() as used:
-        jax.eval_shape(meshes.within(mesh, loss), batch, key)
+        jax.eval_shape(meshes.within(mesh, loss), batch)
     names = sorted({operation for operation, _ in used})
     return {name: ", ".join(sorted({how for operation, how in used if operation == name})) for name in names}
 

@@ -28,11 +28,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         # Examples and positions that are both divided are not one axis that is divided.
         rows = x if parts(POSITIONS) > 1 else x.reshape(-1, x.shape[-1])  # (N, D)
         y = rows.astype(self.dtype) @ kernel.astype(self.dtype)  # (N, features)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
         return y.reshape(*x.shape[:-1], self.features)

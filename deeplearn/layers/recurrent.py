@@ -162,12 +162,12 @@ class Recurrent(nn.Module):
         cell, blocks = CELLS[self.cell], len(CELLS[self.cell].bias)
         batch, _, inputs = x.shape
         input_kernel = self.param(
-            "input_kernel", nn.initializers.lecun_normal(), (inputs, len(cell.input) * self.features)
+            "input_kernel", nn.initializers.lecun_normal(), (inputs, len(cell.input) * self.features), jnp.float32
         )
         recurrent_kernel = self.param(
             "recurrent_kernel", _orthogonal, (self.features, len(cell.recurrent) * self.features)
         )
-        bias = self.param("bias", lambda key: jnp.repeat(jnp.array(cell.bias), self.features))
+        bias = self.param("bias", lambda key: jnp.repeat(jnp.array(cell.bias, jnp.float32), self.features))
         kernel = jnp.concatenate(
             [_spread(input_kernel, cell.input, blocks), _spread(recurrent_kernel, cell.recurrent, blocks)]
         )  # (D + H, n H)

@@ -25,8 +25,8 @@ def parts(*axes: str) -> int:
 def whole(x: jax.Array, dimensions: Sequence[int]) -> jax.Array:
     """x, whole along some dimensions on every device that holds a part of it; the compiler decides on the others.
 
-    Without a mesh, x as it is."""
-    if jax.sharding.get_abstract_mesh().empty:
+    Without a mesh, or on one device, x as it is."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
         return x
     axes = (None if i in dimensions else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

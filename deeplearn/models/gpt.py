@@ -11,6 +11,7 @@ array (depth, ...).
 
 import math
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,7 +26,8 @@ from deeplearn.layers.attention import attention
 from deeplearn.layers.dense import Dense
 from deeplearn.layers.dropout import Dropout
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+# Flax's fast variance, E x^2 - (E x)^2, has no correct digit left where a mean is large.
+NORMS = {"layer": partial(nn.LayerNorm, use_fast_variance=False), "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
 
 # What the dimensions of the parameters are, by their paths; placement gives the names axes of the mesh.
@@ -162,12 +164,12 @@ class GPT(nn.Module):
         if tokens.shape[1] > a.length:
             raise UserError(f"{tokens.shape[1]} tokens are more than the model's length, {a.length}")
         start = jnp.int32(0) if cache is None else cache.filled
-        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width))
+        embedding = self.param("token_embedding", nn.initializers.normal(0.02), (a.rows, a.width), jnp.float32)
         x = indices.rows(embedding.astype(a.dtype), tokens, a.vocabulary)  # (B, T, width)
         if cache is not None:
             x = jnp.where(has_room(cache, tokens.shape[1]), x, jnp.nan)
         if a.positions == "learned":
-            table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width))
+            table = self.param("position_embedding", nn.initializers.normal(0.02), (a.length, a.width), jnp.float32)
             x = x + jax.lax.dynamic_slice_in_dim(table, start, x.shape[1]).astype(a.dtype)[None]
         x = Dropout(a.dropout, deterministic=not train)(x)
 

@@ -17,8 +17,8 @@ from deeplearn.layers.dropout import Dropout
 
 
 def _norm(x: jax.Array, name: str | None = None) -> jax.Array:
-    """Layer normalisation, in float32, to the dtype of x."""
-    return nn.LayerNorm(name=name)(x.astype(jnp.float32)).astype(x.dtype)
+    """Layer normalisation, in float32, to the dtype of x; right at large means, where Flax's fast variance is not."""
+    return nn.LayerNorm(use_fast_variance=False, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -64,7 +64,7 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = Dense(self.width, dtype=self.dtype, name="embedding")(patches(x, self.patch))  # (B, T, width)
-        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[1:], jnp.float32)
         x = Dropout(self.dropout)(x + positions.astype(self.dtype)[None], deterministic=not train)
         block = remat.block(Block, self.remat)
         for i in range(self.depth):

@@ -146,7 +146,7 @@ def model_flops(experiment: Experiment) -> float:
     For a Transformer with N parameters in products it is 6 N a token, and attention's 12 T width a layer. The
     experiment is to compute nothing anew, with remat "none".
     """
-    task, key = experiment.task, jax.random.key(0)
+    task, key = experiment.task, jax.eval_shape(lambda: jax.random.key(0))
     batch = {
         name: jax.ShapeDtypeStruct((experiment.batch_size, *x.shape), x.dtype)
         for name, x in experiment.data.spec.items()

@@ -103,12 +103,25 @@ def assemble(here: np.ndarray, rows: np.ndarray, size: int, sharding: NamedShard
         first = int(np.searchsorted(rows, start))
         return here[(slice(None),) * axis + (slice(first, first + stop - start),)]
 
-    return jax.make_array_from_callback((*here.shape[:axis], size, *here.shape[axis + 1 :]), sharding, part)
+    return _placed((*here.shape[:axis], size, *here.shape[axis + 1 :]), sharding, part)
 
 
 def whole(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """An array that every process has, on every device, without a word between them."""
-    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
+    return _placed(array.shape, replicated(mesh), lambda index: array[index])
+
+
+def _placed(shape: tuple[int, ...], sharding: NamedSharding, part: Callable) -> jax.Array:
+    """`jax.make_array_from_callback`, whose transfers jax_transfer_guard takes for implicit ones."""
+    indices = sharding.addressable_devices_indices_map(shape)
+    parts = [jax.device_put(part(index), device) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def beside(tree, array: jax.Array):
+    """A tree of arrays of the host's, whole on every device on which an array lies."""
+    there = array.sharding
+    return jax.device_put(tree, replicated(there.mesh) if isinstance(there, NamedSharding) else there)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -123,6 +136,15 @@ def constrain_batch(batch: Batch, mesh: Mesh) -> Batch:
     divide the work, and every device would do all of it. Each then picks its own rows, with no exchange.
     """
     return jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+
+
+def check_jit(mesh: Mesh) -> None:
+    """Raises UserError for several devices where jit is disabled: XLA divides compiled programs, not operations.
+
+    >>> check_jit(parse("data:1"))
+    """
+    if jax.config.jax_disable_jit and mesh.size > 1:
+        raise errors.UserError(f"jax_disable_jit is for one device, not {mesh.size}; unset it, or use the mesh data:1")
 
 
 def check_model(model: object, mesh: Mesh) -> None:

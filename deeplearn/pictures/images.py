@@ -31,14 +31,14 @@ def samples(
     Args:
       path: the PNG to write.
       images: (N, H, W) or (N, H, W, C), any range: the least of all values is drawn black and the greatest white.
-      labels: (N,), int.
+      labels: (N,), int; one that is no class, as an ignored label, is its number.
       classes: the name of each class.
       columns: images a row.
 
     Raises:
       UserError: the file cannot be written.
     """
-    names = [str(classes[int(label)]) for label in labels]
+    names = [str(classes[label]) if 0 <= label < len(classes) else str(label) for label in map(int, labels)]
     _grid(path, images, [[(name, style.INK)] for name in names], columns)
     return names
 
@@ -57,7 +57,7 @@ def wrong_predictions(
     Args:
       path: the PNG to write.
       images: (N, H, W) or (N, H, W, C), as for `samples`.
-      labels: (N,), int.
+      labels: (N,), int; examples whose label is no class are left out.
       logits: (N, K), unnormalised log-probabilities.
       classes: the names of the K classes.
       columns, rows: how many at most.
@@ -69,7 +69,7 @@ def wrong_predictions(
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))  # (N, K)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted, surest = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,)
-    wrong = np.flatnonzero(predicted != labels)
+    wrong = np.flatnonzero((predicted != labels) & (labels >= 0) & (labels < len(classes)))
     wrong = wrong[np.argsort(-surest[wrong], kind="stable")][: columns * rows]
     mistakes = [Mistake(int(i), int(labels[i]), int(predicted[i]), float(surest[i])) for i in wrong]
     captions = [

@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 from deeplearn.pictures.fold import Box
 
 
+@jax.disable_jit(False)  # without functions of its own an operation is nothing that could be drawn
 def trace(module: nn.Module, *inputs: Any) -> list[Box]:
     """The boxes of `module` applied to `inputs`, in the order of the calls.
 

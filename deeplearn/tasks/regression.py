@@ -18,7 +18,7 @@ def regression(model, shape: tuple[int, ...], baseline=None) -> Task:
     """
 
     def init(rng):
-        variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, *shape))))
+        variables = dict(model.init({"params": rng, "dropout": rng}, jnp.zeros((1, *shape), jnp.float32)))
         return variables.pop("params"), variables
 
     def loss(params, model_state, batch, rng):

@@ -10,7 +10,8 @@ class Task(NamedTuple):
     Fields:
       init: `rng -> (params, model_state)`; `model_state` holds what changes without a gradient, {} if nothing does.
       loss: `(params, model_state, batch, rng) -> (loss, (model_state, metrics))`, loss a float32 scalar, metrics a
-        dictionary of scalars.
+        dictionary of scalars. Each may be a Mean instead, where examples have weights: a batch in parts then has the
+        loss that it has in one.
       evaluate: `(params, model_state, batch, rng) -> {name: Mean}`. Rows whose `batch["mask"]` is 0 are padding and
         count for nothing; without a mask all rows count.
       predict: `(params, model_state, batch) -> outputs`, logits or values, one a row.

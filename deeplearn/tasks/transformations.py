@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deeplearn.metrics import Mean
 from deeplearn.roles import by_shape
 from deeplearn.tasks.task import Task
 
@@ -57,6 +58,7 @@ def regularize(task: Task, l1: float = 0.0, l2: float = 0.0, roles: Callable[[An
     def loss(params, model_state, batch, rng):
         value, (model_state, metrics) = task.loss(params, model_state, batch, rng)
         cost = penalty(params)
-        return value + cost, (model_state, {**metrics, "penalty": cost})
+        both = Mean(value.total + cost * value.count, value.count) if isinstance(value, Mean) else value + cost
+        return both, (model_state, {**metrics, "penalty": cost})
 
     return task._replace(loss=loss)

@@ -95,6 +95,7 @@ def open(
     return Manager(directory, keep, mode, handler, ocp.AsyncCheckpointer(handler), identity, accepted)
 
 
+@jax.transfer_guard("allow")  # to write a file is to transfer arrays, here and in Orbax
 def save(manager: Manager, step: int, state: Any, metadata: dict[str, Any], metric: float | None = None) -> bool:
     """Start to save `state`, and return as soon as the caller may donate it: a thread goes on writing.
 

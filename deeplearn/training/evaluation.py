@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from deeplearn import metrics
 from deeplearn.training.state import EVALUATE
+from deeplearn.training.step import in_parts
 
 REFRESH = 50  # training batches; with momentum 0.9 what is left of the old statistics is 0.9^50 = 0.5 %
 
@@ -45,13 +46,32 @@ def needs_refresh(optimizer, state) -> bool:
     return "batch_stats" in state.model_state and not same[0]
 
 
-def make_evaluated(task, optimizer, batch_of, steps: int):
+def make_evaluated(task, optimizer, batch_of, steps: int, accumulate: int):
     """The pure function `(state, data) -> (params, model_state)` that gives what is to be evaluated.
 
     Where `needs_refresh`, `data` is the feed's, and batch norm's statistics are taken anew, in a pass over the next
     `steps` training batches with the evaluation parameters held still; elsewhere `data` is None.
+
+    A batch passes in the `accumulate` parts of a training step, in the memory of one, each normalised by its own
+    moments, as in training. The parts of a batch start from the same statistics, and the new statistics are the mean
+    over the parts: a batch is one step of the running average, towards the mean over its parts of their means (the
+    mean of the batch) and of their variances (by which training divides). Other model state passes from part to part.
+
+    Args:
+      task: see Task.
+      optimizer: see Optimizer.
+      batch_of: `(state, data) -> (i -> batch)`, see `make_chunk`.
+      steps: batches of the pass.
+      accumulate: parts of a batch.
+
     Source: Izmailov et al. 2018, Averaging weights leads to wider optima, section 3.2.
     """
+
+    def statistics_of(params, model_state, batch, rng):
+        _, (new, _) = task.loss(params, model_state, batch, rng)
+        return new["batch_stats"], {**new, "batch_stats": model_state["batch_stats"]}
+
+    refreshed = in_parts(statistics_of, accumulate)
 
     def evaluated(state, data):
         params = optimizer.evaluation_params(state.opt_state, state.params)
@@ -61,7 +81,9 @@ def make_evaluated(task, optimizer, batch_of, steps: int):
         rng = jax.random.fold_in(state.rng, EVALUATE)
 
         def body(i, model_state):
-            return task.loss(params, model_state, batch(i), jax.random.fold_in(rng, i))[1][0]
+            statistics, rest = refreshed(params, model_state, batch(i), jax.random.fold_in(rng, i))
+            old = model_state["batch_stats"]
+            return {**rest, "batch_stats": jax.tree.map(lambda x, old: x.astype(old.dtype), statistics, old)}
 
         return params, jax.lax.fori_loop(0, steps, body, state.model_state)
 

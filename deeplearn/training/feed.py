@@ -71,7 +71,7 @@ def resident(data: splits.Data, batch_size: int, length: int, mesh) -> Feed:
 
 def streamed(data: splits.Data, seed: int, batch_size: int, mesh) -> Feed:
     """Batches read by threads ahead of the step that wants them; each process reads its own rows only."""
-    order_key = jax.random.fold_in(key(seed), ORDER)
+    order_key = jax.jit(lambda: jax.random.fold_in(key(seed), ORDER))()
     rows, parts = meshes.rows_here(mesh, batch_size), meshes.batch_parts(mesh)
     divided = NamedSharding(mesh, PartitionSpec(None, meshes.BATCH_AXES))
     together = jax.jit(

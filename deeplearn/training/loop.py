@@ -146,7 +146,7 @@ def train(
     the spoilt state is saved, when a loss or a gradient is not finite.
     """
     clock = Clock(progress.seconds)
-    step, saved = int(state.step), int(state.step)
+    step = saved = int(jax.device_get(state.step))
     while not finished(experiment, step, progress):
         stop = next_stop(experiment, step)
         with clock.running():
@@ -160,7 +160,8 @@ def train(
                 "a lower --config.learning_rate or --config.clip_norm=1 may help"
             )
         step, progress = stop, progress._replace(seconds=clock.seconds)
-        record |= {"learning_rate": float(current_learning_rate(state.opt_state)), "seconds": clock.seconds}
+        rate = jax.device_get(current_learning_rate(state.opt_state))
+        record |= {"learning_rate": float(rate), "seconds": clock.seconds}
         hooks.tick(step, record)
 
         due = step % experiment.checkpoint_every == 0 or step == experiment.steps

@@ -26,10 +26,10 @@ class Program(NamedTuple):
       init: `() -> TrainState`.
       feed: the data, see deeplearn.training.feed.
       chunk: `(state, data, steps) -> (state, metrics)`, of no more steps than `log_every`, or than there are batches in
-        `data` where that is streamed (UserError); the state that goes in is consumed.
+        `data` where that is streamed (UserError); the state that goes in is consumed. steps: an int.
       kept: `(state, data) -> tree`, what the forward pass of a step keeps for the backward pass.
       evaluate: `(state, split) -> {name: value}` of "train", "validation" or "test", at the optimizer's own evaluation
-        parameters.
+        parameters; values are on the host.
     """
 
     mesh: Any
@@ -50,6 +50,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
     mesh = meshes.parse(config.mesh, devices)
     meshes.check_batch_size(experiment.batch_size, mesh, config.accumulate)
     meshes.check_model(experiment.model, mesh)
+    meshes.check_jit(mesh)
     task, optimizer = experiment.task, experiment.optimizer
     init = partial(create, task, optimizer, config.seed)
     shapes = jax.eval_shape(meshes.within(mesh, init))
@@ -73,7 +74,7 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
             meshes.within(mesh, function), compiler_options=compiler.options(mesh.devices.flat[0].platform), **options
         )
 
-    evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh))
+    evaluated = compile(evaluation.make_evaluated(task, optimizer, fed.batch_of, refresh, config.accumulate))
     constrain = partial(meshes.constrain_batch, mesh=mesh)
     sums = evaluation.make_evaluate(task, config.eval_batch_size, meshes.batch_parts(mesh), constrain)
     sums = compile(sums, out_shardings=whole)
@@ -84,16 +85,16 @@ def build(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -
         return jax.vjp(lambda params: placed_task.loss(params, *rest), state.params, has_aux=True)[1]
 
     def evaluate(state, split):
-        params, model_state = evaluated(state, fed.data(int(state.step), refresh) if refresh else None)
+        params, model_state = evaluated(state, fed.data(int(jax.device_get(state.step)), refresh) if refresh else None)
         parts = (sums(params, model_state, state.rng, block) for block in fed.blocks(split))
-        return metrics.result(reduce(metrics.add, parts))
+        return metrics.result(jax.device_get(reduce(metrics.add, parts)))  # on the host: a class may have no example
 
     return Program(
         mesh=mesh,
         abstract=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
         init=lambda: jax.block_until_ready(compile(init, out_shardings=placed)()),
         feed=fed,
-        chunk=step.bounded(compile(chunk, donate_argnums=0, out_shardings=(placed, whole)), fed.length),
+        chunk=step.bounded(compile(chunk, donate_argnums=0, out_shardings=(placed, whole)), fed.length, mesh),
         kept=compile(kept),
         evaluate=evaluate,
     )

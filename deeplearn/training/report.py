@@ -40,7 +40,7 @@ def after(workdir: Path, experiment, program, best, progress, reason: str) -> st
     """
     kind, lost = restoring.described(best, progress.best_step)
     values = {split: jax.device_get(program.evaluate(best.state, split)) for split in ("train", "validation", "test")}
-    params = experiment.optimizer.evaluation_params(best.state.opt_state, best.state.params)
+    params = jax.jit(experiment.optimizer.evaluation_params)(best.state.opt_state, best.state.params)
     params, model_state = processes.fetch((params, best.state.model_state))
     if not processes.is_main():
         return ""
@@ -78,11 +78,27 @@ def draw(workdir: Path, experiment, params, model_state, test: dict) -> None:
     """The curves, and what the best parameters, on the host, make of the test split."""
     pictures.curves(workdir / "curves.png", logs.read_metrics(workdir))
     split, classes = experiment.data.test, experiment.data.classes
+    if not classes and "inputs" not in experiment.data.spec:
+        return
     batch = split.__getitems__(range(min(SHOWN, len(split))))
-    outputs = np.asarray(jax.jit(experiment.task.predict)(params, model_state, batch), np.float32)
+    outputs = predictions(experiment, params, model_state, batch)
     if classes:
         counts = np.rint(np.asarray(test["confusion"], np.float64) * len(split)).astype(int)
         pictures.confusion_matrix(workdir / "confusion.png", counts, classes)
         pictures.wrong_predictions(workdir / "wrong.png", batch["image"], batch["label"], outputs, classes)
-    elif "inputs" in batch:
+    else:
         pictures.sequences(workdir / "predictions.png", batch["inputs"], batch["targets"], outputs)
+
+
+def predictions(experiment, params, model_state, batch: dict) -> np.ndarray:
+    """The model's outputs for these rows, float32, as many at once as an evaluation takes."""
+    predict = jax.jit(experiment.task.predict)
+    count = len(next(iter(batch.values())))
+    size = min(experiment.config.eval_batch_size, count)
+    params, model_state = jax.device_put((params, model_state))
+    outputs = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)  # the last are filled up: one program serves all
+        part = jax.device_put({name: x[rows] for name, x in batch.items()})
+        outputs.append(jax.device_get(predict(params, model_state, part)))
+    return np.concatenate(outputs).astype(np.float32)[:count]

@@ -65,6 +65,7 @@ def described(restored: Restored, best_step: int | None = None) -> tuple[str, st
     return "last checkpoint", "no evaluation has given a finite value"
 
 
+@jax.transfer_guard("allow")  # to read a file is to transfer arrays, here and in Orbax
 def restore(manager: Any, abstract_state: Any, order: Callable[[list], list]) -> Restored | None:
     """The first intact checkpoint in an order, None if there is none; the same on every process.
 

@@ -1,10 +1,15 @@
 """One step of training, and many of them in one program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from deeplearn.errors import UserError
+from deeplearn.metrics import Mean, divided, divisor
+from deeplearn.parallel import mesh as meshes
 from deeplearn.training.state import STEP, TrainState
 
 
@@ -38,21 +43,33 @@ def in_parts(function, parts: int):
 def make_step(task, optimizer, *, accumulate: int = 1):
     """The pure function `(state, batch) -> (state, metrics)` that one step is.
 
-    metrics: the task's, with `loss` (at the parameters before the step) and `gradient_norm`.
+    metrics: the task's, with `loss` (at the parameters before the step) and `gradient_norm`. A loss or metric that is a
+    Mean is that of the batch, however it is divided into parts: totals and counts are added before they are divided.
     """
 
-    def value(params, model_state, batch, rng):
+    def total(params, model_state, batch, rng):
         loss, (model_state, metrics) = task.loss(params, model_state, batch, rng)
-        return (loss, metrics), model_state
+        loss = loss if isinstance(loss, Mean) else Mean(loss, jnp.float32(1))
+        return loss.total, (loss.count, metrics, model_state)
 
-    def value_and_gradient(params, model_state, batch, rng):
-        (loss, (model_state, metrics)), gradient = jax.value_and_grad(task.loss, has_aux=True)(
-            params, model_state, batch, rng
-        )
-        return (loss, metrics, gradient), model_state
+    def loss_of(params, model_state, batch, rng):
+        loss, (count, _, model_state) = total(params, model_state, batch, rng)
+        return Mean(loss, count), model_state
 
-    value = in_parts(value, accumulate)
-    value_and_gradient = in_parts(value_and_gradient, accumulate)
+    def loss_and_gradient_of(params, model_state, batch, rng):
+        differentiate = jax.value_and_grad(total, has_aux=True)
+        (loss, (count, metrics, model_state)), gradient = differentiate(params, model_state, batch, rng)
+        return (Mean(loss, count), metrics, gradient), model_state
+
+    def value(*args):
+        return divided(in_parts(loss_of, accumulate)(*args)[0])
+
+    def value_and_gradient(*args):
+        (loss, metrics, gradient), model_state = in_parts(loss_and_gradient_of, accumulate)(*args)
+        count = divisor(loss)
+        gradient = jax.tree.map(lambda x: x / count.astype(x.dtype), gradient)
+        metrics = {name: divided(x) for name, x in metrics.items()}
+        return (divided(loss), metrics, gradient), model_state
 
     def step(state: TrainState, batch):
         rng = jax.random.fold_in(jax.random.fold_in(state.rng, STEP), state.step)
@@ -63,7 +80,7 @@ def make_step(task, optimizer, *, accumulate: int = 1):
             state.opt_state,
             state.params,
             value=loss,
-            value_fn=lambda params: value(params, *args)[0][0],
+            value_fn=lambda params: value(params, *args),
             grad_fn=lambda params: value_and_gradient(params, *args)[0][2],
         )
         params = optax.apply_updates(state.params, updates)
@@ -97,15 +114,16 @@ def make_chunk(step, batch_of):
     return chunk
 
 
-def bounded(chunk, length):
-    """A compiled `(state, data, steps) -> ...` that refuses more steps than `data` has batches, `length(data)`.
+def bounded(chunk, length, mesh):
+    """A compiled `(state, data, steps) -> ...` on a mesh, which refuses more steps than `data` has, `length(data)`.
 
     JAX would take the last batch again for each of them.
     """
 
+    @functools.wraps(chunk)
     def checked(state, data, steps):
         check_length(int(steps), length(data))
-        return chunk(state, data, steps)
+        return chunk(state, data, meshes.whole(np.int32(steps), mesh))
 
     checked.lower = chunk.lower
     return checked

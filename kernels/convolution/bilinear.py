@@ -68,7 +68,13 @@ def _k(geometry):
 def _primitive(function, shape):
     primitive = Primitive(f"convolution{function.__name__}")
     static = [name for name in inspect.getfullargspec(function).kwonlyargs if name != "devices"]
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=static))
+    compiled = jax.jit(primitive.bind, static_argnames=static)
+
+    def implementation(*operands, **static):
+        with jax.disable_jit(False):  # where it is disabled, a primitive is still compiled, as JAX's own are
+            return compiled(*operands, **static)
+
+    primitive.def_impl(implementation)
     primitive.def_abstract_eval(
         lambda a, b, implementation, **static: a.update(shape=shape(a.shape, b.shape, **static))
     )

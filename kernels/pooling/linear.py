@@ -151,7 +151,13 @@ def _primitive(function, shape):
         )
         return primitive.bind(*whole, **static), 0
 
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("window", "geometry", "size")))
+    compiled = jax.jit(primitive.bind, static_argnames=("window", "geometry", "size"))
+
+    def implementation(*arrays, **static):
+        with jax.disable_jit(False):  # where it is disabled, a primitive is still compiled, as JAX's own are
+            return compiled(*arrays, **static)
+
+    primitive.def_impl(implementation)
     primitive.def_abstract_eval(lambda a, *first, **static: a.update(shape=shape(a.shape, **static)))
     mlir.register_lowering(primitive, mlir.lower_fun(of_images, multiple_results=False))
     batching.primitive_batchers[primitive] = batch

@@ -17,12 +17,14 @@ from deeplearn.training import program
 class Net(nn.Module):
     """No bias before batch norm: its gradient is nothing but rounding, of which Adam makes whole steps."""
 
+    dropout: float = 0.1
+
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(
             nn.Dense(8, use_bias=False)(x.reshape(x.shape[0], -1))
         )
-        return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(nn.relu(x)))
+        return nn.Dense(3)(nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x)))
 
 
 def data():
@@ -45,14 +47,15 @@ def runs(rates, seeds):
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["side by side", "one after another"])
-@pytest.mark.parametrize("name", ["adam", "schedule_free_sgd", "lbfgs"])
-def test_a_lane_is_the_run_trained_alone(name, together):
+@pytest.mark.parametrize("name, accumulate", [("adam", 1), ("schedule_free_sgd", 4), ("lbfgs", 1)])
+def test_a_lane_is_the_run_trained_alone(name, accumulate, together):
     """Equal up to the order of sums: a batched matrix product adds up in another order than a single one."""
-    result, _ = sweeps.sweep(name, build(optimizer=name), runs([0.01, 0.03], [0, 1, 2]), together=together)
+    experiment = build(optimizer=name, accumulate=accumulate)
+    result, _ = sweeps.sweep(name, experiment, runs([0.01, 0.03], [0, 1, 2]), together=together)
     lane = 4
     rate, seed = result.points[result.point[lane]]["learning_rate"], int(result.seeds[lane])
     assert (rate, seed) == (0.03, 1)
-    alone = build(optimizer=name, learning_rate=rate, seed=seed)
+    alone = build(optimizer=name, learning_rate=rate, seed=seed, accumulate=accumulate)
     compiled = program.build(alone)
     state = compiled.init()
     for at, step in enumerate(result.steps):
@@ -123,6 +126,36 @@ def test_lanes_that_the_user_chose(lanes_asked, lanes_taken):
     """Rounded up to a multiple of the 8 devices."""
     prepared = sweeps.prepare("adam", build(), runs([0.1], range(20)), lanes=lanes_asked)
     assert prepared.plan.lanes == lanes_taken
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        (lambda: jax.disable_jit(), "compare trains in compiled programs, which jax_disable_jit forbids; unset it"),
+        (
+            lambda: jax.default_prng_impl("rbg"),
+            "by jax_default_prng_impl=rbg a run depends on those beside it; compare",
+        ),
+    ],
+)
+def test_settings_that_do_not_allow_a_sweep(setting, said):
+    with setting(), pytest.raises(UserError, match=said):
+        sweeps.prepare("adam", build(), runs([0.1], [0]))
+
+
+@pytest.mark.parametrize("setting", [lambda: jax.enable_x64(True), lambda: jax.transfer_guard("disallow")])
+def test_settings_that_change_nothing(setting):
+    """Both refresh statistics, on eight devices; without dropout, which Flax draws in float64 under x64."""
+    experiment = build(optimizer="schedule_free_sgd", epochs=2.0)
+    task = classification(Net(dropout=0.0), (2, 2, 1), 3)
+    wanted = runs([0.01, 0.03], [0, 1])
+    expected, _ = sweeps.sweep("a", experiment._replace(task=task), wanted, test=True)
+    with setting():
+        found, _ = sweeps.sweep("a", experiment._replace(task=task), wanted, test=True)
+    for name, values in {**expected.curves, **expected.test}.items():
+        result = {**found.curves, **found.test}[name]
+        assert result.dtype == values.dtype == np.float32
+        np.testing.assert_allclose(result, values, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, -8])

@@ -47,6 +47,18 @@ def test_chunk_is_the_slice_of_the_stream(size, batch_size):
         np.testing.assert_array_equal(np.ravel(chunk), expected)
 
 
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_other_generators_have_one_stream_too(impl):
+    """Whose draws in a vmap depend on what else is in it: an epoch would be another in each chunk, and on the host."""
+    key, size, batch_size = jax.random.key(7, impl=impl), 10, 3
+    expected = stream(key, 0, 60, size)
+    np.testing.assert_array_equal(np.sort(expected.reshape(6, 10), axis=1), np.tile(np.arange(10), (6, 1)))
+    for steps in (4, 20):
+        chunks = [chunk_indices(key, step, steps, batch_size, size) for step in range(0, 20, steps)]
+        np.testing.assert_array_equal(np.ravel(np.concatenate(chunks)), expected)
+    np.testing.assert_array_equal(order.indices(key, np.arange(60), size), expected)
+
+
 def test_each_epoch_holds_each_example_once():
     epochs = np.asarray(chunk_indices(KEY, 7, 20, 3, 10)).ravel()[9:59].reshape(5, 10)  # position 30 is epoch 3's
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (5, 1)))

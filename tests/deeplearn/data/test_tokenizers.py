@@ -100,10 +100,16 @@ def test_words(content, words):
     assert tokenizers.words(content) == words
 
 
-@given(st.text() | st.text("ab1 \n'.\u0301\x85"))
-def test_words_are_the_text(content):
-    words = tokenizers.words(content)
+@given(st.text() | st.text("ab1 \n'.\u0301\x85"), st.booleans())
+@example("a<|endoftext|> b", True)
+@example("a<|endoftext|> b", False)
+def test_words_are_the_text(content, special):
+    words = tokenizers.words(content, special)
     assert "".join(words) == content and "" not in words
+
+
+def test_the_end_as_words():
+    assert tokenizers.words("a <|endoftext|>b", special=False) == ["a", " <|", "endoftext", "|>", "b"]
 
 
 def test_every_code_point_is_of_its_class():
@@ -159,11 +165,16 @@ def test_joined_as_the_paper_says(data, learnt, content):
     assert tokenizer.decode(tokenizer.encode(content)) == content
 
 
-@given(st.text())
+@given(st.text() | st.lists(st.sampled_from(["<|endoftext|>", "<|", "|>", "endoftext", " ", "low"])).map("".join))
 @example("".join(AWKWARD))
+@example("<|endoftext|>")
+@example("<|endoftext|><|endoftext|>x<|endoftext")
 def test_any_text_comes_back(content):
-    tokenizer = tokenizers.byte_pairs("tiny", tokenizers.read_merges(TINY))
-    assert tokenizer.decode(tokenizer.encode(content)) == content
+    for special in (True, False):
+        tokenizer = tokenizers.byte_pairs("tiny", tokenizers.read_merges(TINY), special)
+        tokens = tokenizer.encode(content)
+        assert tokenizer.decode(tokens) == content
+        assert (tokens == 260).sum() == (content.count("<|endoftext|>") if special else 0)
 
 
 def test_a_long_word():
@@ -186,6 +197,15 @@ def test_the_end_is_one_token():
     tokenizer = tokenizers.byte_pairs("tiny", tokenizers.read_merges(TINY))
     assert tokenizer.encode("low<|endoftext|>low").tolist() == [257, 260, 257]
     assert tokenizer.decode(np.array([260, 257])) == "<|endoftext|>low"
+
+
+def test_the_end_as_plain_text():
+    """No token of it can be had from any text; decoding is the same."""
+    tokenizer = tokenizers.byte_pairs("tiny", tokenizers.read_merges(TINY), special=False)
+    letters = [tokenizers._PLACES[byte] for byte in b"<|endoftext|>"]
+    assert tokenizer.encode("low<|endoftext|>low").tolist() == [257, *letters, 257]
+    assert tokenizer.vocabulary_size == 261 and tokenizer.decode(np.array([260, 257])) == "<|endoftext|>low"
+    assert list(tokenizers.pieces(tokenizer, tokenizer.encode("é<|endoftext|>"))) == ["é", *"<|endoftext|>"]
 
 
 def test_half_a_character_is_replaced():
@@ -216,9 +236,11 @@ def test_the_file_on_disk_is_read_once(tiny, tmp_path, monkeypatch, user_cache, 
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     first = tokenizers.gpt2(**where)
     monkeypatch.setattr(tokenizers, "_vocabulary", None)
-    for tokenizer in (first, tokenizers.load("gpt2", "any", **where)):
-        assert tokenizer.name == "gpt2" and tokenizer.vocabulary_size == 261
+    names = ("gpt2", "gpt2_ordinary")
+    for name, tokenizer in (("gpt2", first), *((name, tokenizers.load(name, "any", **where)) for name in names)):
+        assert tokenizer.name == name and tokenizer.vocabulary_size == 261
         assert tokenizer.encode("low lower").tolist() == [257, 258, 259]
+        assert (260 in tokenizer.encode("low<|endoftext|>")) == (name == "gpt2")
     assert [path.name for path in user_cache.iterdir()] == ["gpt2-merges2.arrays"]
 
 
@@ -336,6 +358,19 @@ def test_known_tokens(folder, content, tokens):
     """As tiktoken 0.14 encodes them."""
     tokenizer = tokenizers.gpt2(manual_dir=folder)
     assert tokenizer.vocabulary_size == 50_257
+    assert tokenizer.encode(content).tolist() == tokens and tokenizer.decode(tokens) == content
+
+
+@pytest.mark.parametrize(
+    "content, tokens",
+    [
+        ("<|endoftext|>", [27, 91, 437, 1659, 5239, 91, 29]),
+        ("We'll see", [1135, 1183, 766]),
+    ],
+)
+def test_known_ordinary_tokens(folder, content, tokens):
+    """As tiktoken's encode_ordinary."""
+    tokenizer = tokenizers.gpt2(manual_dir=folder, special=False)
     assert tokenizer.encode(content).tolist() == tokens and tokenizer.decode(tokens) == content
 
 

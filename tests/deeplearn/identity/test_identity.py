@@ -1,5 +1,7 @@
 import copy
+import json
 
+import jax
 import pytest
 
 from deeplearn import experiment, identity
@@ -158,6 +160,40 @@ def test_variables_that_change_numbers_count(monkeypatch, name):
     before = versions.machine()
     monkeypatch.setenv(name, "1")
     assert versions.machine() == {**before, name: "1"}
+
+
+CONTEXTS = {
+    "default_matmul_precision": lambda: jax.default_matmul_precision("highest"),
+    "enable_x64": lambda: jax.enable_x64(True),
+    "default_prng_impl": lambda: jax.default_prng_impl("rbg"),
+    "threefry_partitionable": lambda: jax.threefry_partitionable(False),
+    "disable_jit": lambda: jax.disable_jit(),
+    "numpy_dtype_promotion": lambda: jax.numpy_dtype_promotion("standard"),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_settings_of_jax_that_change_numbers_count(name):
+    before = versions.machine()
+    with CONTEXTS[name]():
+        now = versions.machine()
+    assert {key for key in before if before[key] != now[key]} == {name}
+
+
+@pytest.mark.parametrize(
+    "check", [lambda: jax.debug_nans(True), lambda: jax.debug_infs(True), lambda: jax.transfer_guard("disallow")]
+)
+def test_settings_of_jax_that_only_check_do_not(check):
+    before = versions.machine()
+    with check():
+        assert versions.machine() == before
+
+
+def test_every_setting_is_known_and_can_be_written():
+    """A name that JAX does not know would be None for ever."""
+    settings = {name: versions.machine()[name.removeprefix("jax_")] for name in versions.SETTINGS}
+    assert {name for name, value in settings.items() if value is None} <= {"jax_default_matmul_precision"}
+    assert json.loads(json.dumps(settings)) == settings
 
 
 def test_flags_of_xla_count_but_not_the_number_of_devices(monkeypatch):

@@ -104,6 +104,15 @@ def test_huge_logits_do_not_overflow(tmp_path):
     assert mistake == images.Mistake(0, 0, 1, 1.0)
 
 
+def test_a_label_that_is_no_class_is_not_called_one(tmp_path):
+    """An ignored label: -1 would be the last class, -100 an error."""
+    names = pictures.samples(tmp_path / "a.png", IMAGES[:4], [0, -1, -100, 3], CLASSES)
+    assert names == ["airplane", "-1", "-100", "3"]
+    logits = np.eye(3)[[1, 0, 0, 0]]
+    mistakes = pictures.wrong_predictions(tmp_path / "a.png", IMAGES[:4], [0, -1, -100, 3], logits, CLASSES)
+    assert [m.index for m in mistakes] == [0]
+
+
 def test_confusion_matrix_shares(tmp_path):
     shares = pictures.confusion_matrix(tmp_path / "a.png", MATRIX, CLASSES)
     np.testing.assert_allclose(shares, [[8 / 9, 1 / 9, 0], [0.2, 0.6, 0.2], [0, 0, 0]])

@@ -151,3 +151,67 @@ def test_logits_of_bfloat16_give_a_loss_in_float32(key):
     assert task.loss(params, model_state, batch(), key)[0].dtype == jnp.float32
     found = task.evaluate(params, model_state, batch(), key)
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+
+
+class Plain(nn.Module):
+    """A bigram's logits, those of one row more than there are tokens -inf."""
+
+    @nn.compact
+    def __call__(self, tokens, train=False):
+        logits = nn.Embed(VOCABULARY, VOCABULARY + 1)(tokens)
+        return jnp.where((jnp.arange(VOCABULARY + 1) < VOCABULARY)[None, None], logits, -jnp.inf)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"ignore_label": 3},
+        {"ignore_label": -100, "label_smoothing": 0.2},
+        {"ignore_label": 0, "class_weights": (1.0, 2.0, 0.5, 0.0, 1.0, 3.0, 1.0, 1.0), "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_tokens_with_weights(options, key):
+    """Against PyTorch's mean over the tokens that count; rows have different numbers of them."""
+    torch = pytest.importorskip("torch")
+    task = language_modelling(Plain(), LENGTH, **options)
+    params, model_state = task.init(key)
+    rows = batch(dtype=np.int32)
+    ignored, smoothing = options.get("ignore_label", -100), options.get("label_smoothing", 0.0)
+    if "ignore_label" in options:
+        rows["tokens"] = rows["tokens"].at[0, 2:].set(ignored).at[3, -1].set(ignored)
+    targets = np.asarray(rows["tokens"][:, 1:], np.int64)
+    logits = np.array(task.predict(params, model_state, rows), np.float64)[..., :VOCABULARY]
+
+    def theirs(smoothing):
+        weights = options.get("class_weights")
+        weight = None if weights is None else torch.tensor(weights[:VOCABULARY], dtype=torch.float64)
+        x, y = torch.tensor(logits).reshape(-1, VOCABULARY), torch.tensor(targets).reshape(-1)
+        return torch.nn.functional.cross_entropy(x, y, weight, ignore_index=ignored, label_smoothing=smoothing).item()
+
+    accuracy = (logits.argmax(-1) == targets)[targets != ignored].mean()
+    padded = {"tokens": jnp.concatenate([rows["tokens"], rows["tokens"][:2]]), "mask": jnp.array([1.0] * 5 + [0.0] * 2)}
+    parts = [jax.tree.map(lambda x, s=s: x[s], padded) for s in (slice(0, 2), slice(2, 7))]
+    sums = metrics.add(*(task.evaluate(params, model_state, part, key) for part in parts))
+    found = metrics.result(sums)
+    np.testing.assert_allclose(found["loss"], theirs(0.0), rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], accuracy, rtol=1e-6)
+    loss, (_, trained) = task.loss(params, model_state, rows, key)
+    np.testing.assert_allclose(metrics.divided(loss), theirs(smoothing), rtol=1e-5)
+    np.testing.assert_allclose(metrics.divided(trained["accuracy"]), accuracy, rtol=1e-6)
+
+
+def test_a_negative_token_that_is_ignored_is_read_as_0(key):
+    task = language_modelling(Plain(), LENGTH, ignore_label=-100)
+    params, model_state = task.init(key)
+    rows = batch(dtype=np.int32)["tokens"]
+    logits = [task.predict(params, model_state, {"tokens": rows.at[1, 2].set(token)}) for token in (-100, 0)]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_class_weights_are_as_many_as_logits(key):
+    task = language_modelling(Plain(), LENGTH, class_weights=(1.0,) * VOCABULARY)
+    params, model_state = task.init(key)
+    with pytest.raises(UserError, match=f"{VOCABULARY} class weights for {VOCABULARY + 1} classes"):
+        task.loss(params, model_state, batch(), key)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,72 @@ def test_sums_add_up_over_batches(task, key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, summed)
 
 
+OPTIONS = [
+    {"ignore_label": -100},
+    {"ignore_label": 1},
+    {"class_weights": (0.5, 2.0, 3.0)},
+    {"ignore_label": -100, "class_weights": (0.5, 0.0, 3.0), "label_smoothing": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_labels_with_weights(options, key):
+    """Against PyTorch's mean; padding rows and ignored labels count for nothing, in any division into batches."""
+    torch = pytest.importorskip("torch")
+    task = classification(Net(), (2, 2, 1), 3, **options)
+    params, model_state = task.init(key)
+    batch = images(key, 9)
+    ignored = options.get("ignore_label", -100)
+    if "ignore_label" in options:
+        batch["label"] = batch["label"].at[jnp.array([0, 5, 6])].set(ignored)
+    labels = np.asarray(batch["label"])
+    weights = options.get("class_weights")
+
+    def theirs(logits, smoothing=0.0):
+        weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        x, y = torch.tensor(np.array(logits, np.float64)), torch.tensor(labels.astype(np.int64))
+        return torch.nn.functional.cross_entropy(x, y, weight, ignore_index=ignored, label_smoothing=smoothing).item()
+
+    logits = task.predict(params, model_state, batch)
+    counted = labels != ignored
+    right = np.asarray(logits).argmax(-1) == labels
+    padded = {name: jnp.concatenate([x, x[-2:]]) for name, x in batch.items()}
+    padded["mask"] = (jnp.arange(11) < 9).astype(jnp.float32)
+    halves = [jax.tree.map(lambda x, s=s: x[s], padded) for s in (slice(0, 4), slice(4, 11))]
+    parts = [task.evaluate(params, model_state, half, key) for half in halves]
+    for means in (task.evaluate(params, model_state, batch, key), metrics.add(*parts)):
+        found = metrics.result(means)
+        np.testing.assert_allclose(found["loss"], theirs(logits), rtol=1e-5)
+        np.testing.assert_allclose(found["accuracy"], right[counted].mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["confusion"].sum(), counted.sum() / 9, rtol=1e-6)
+        np.testing.assert_allclose(means["class_accuracy"].count, [(labels[counted] == k).sum() for k in range(3)])
+
+    captured = {}
+
+    def remember(variables, *rest, **more):  # the logits of training, whose dropout is another
+        captured["logits"], state = Net.apply(Net(), variables, *rest, **more)
+        return captured["logits"], state
+
+    task = classification(SimpleNamespace(init=Net().init, apply=remember), (2, 2, 1), 3, **options)
+    loss, (_, trained) = task.loss(params, model_state, batch, key)
+    logits = np.asarray(captured["logits"])
+    np.testing.assert_allclose(metrics.divided(loss), theirs(logits, options.get("label_smoothing", 0.0)), rtol=1e-5)
+    right = logits.argmax(-1) == labels
+    np.testing.assert_allclose(metrics.divided(trained["accuracy"]), right[counted].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"class_weights": (1.0,)}, "1 class weights for 3 classes"),
+        ({"label_smoothing": 2.0}, "label_smoothing is 2.0"),
+    ],
+)
+def test_options_are_checked(options, said):
+    with pytest.raises(UserError, match=said):
+        classification(Net(), (2, 2, 1), 3, **options)
+
+
 def test_regression(key):
     batch = {"inputs": jax.random.normal(key, (5, 3)), "targets": jnp.ones((5, 2))}
 
@@ -126,6 +194,14 @@ def test_regularize(task, key):
     np.testing.assert_allclose(loss, plain + penalty, rtol=1e-5)
     assert both.evaluate is task.evaluate
     assert transformations.regularize(task) is task
+
+
+def test_regularize_a_loss_with_weights(key):
+    task = classification(Net(), (2, 2, 1), 3, ignore_label=1)
+    params, model_state = task.init(key)
+    args = (params, model_state, images(key), key)
+    (plain, _), (loss, (_, found)) = (each.loss(*args) for each in (task, transformations.regularize(task, l2=0.2)))
+    np.testing.assert_allclose(metrics.divided(loss), metrics.divided(plain) + found["penalty"], rtol=1e-6)
 
 
 def test_biases_of_all_layers_in_one_array_have_no_penalty(key):

@@ -5,8 +5,12 @@ import pytest
 from flax import linen as nn
 
 from deeplearn import metrics, optimizers
+from deeplearn.config import base_config
+from deeplearn.data.sources import Arrays
+from deeplearn.data.splits import Data
+from deeplearn.experiment import wire
 from deeplearn.tasks.classification import classification
-from deeplearn.training import evaluation, feed
+from deeplearn.training import evaluation, feed, program, step
 from deeplearn.training.state import create
 
 
@@ -49,12 +53,91 @@ def test_refreshed_statistics_are_those_of_the_data():
     """After 50 batches of momentum 0.9 the running mean is the data's, whatever it was before."""
     optimizer = optimizers.make("schedule_free_sgd")
     state, arrays = create(TASK, optimizer, 0), images(64)
-    evaluated = evaluation.make_evaluated(TASK, optimizer, feed.gather(32, 50), 50)
+    evaluated = evaluation.make_evaluated(TASK, optimizer, feed.gather(32, 50), 50, 1)
     _, old = evaluated(state, None)
     _, new = jax.jit(evaluated)(state, arrays)
     assert jnp.abs(old["batch_stats"]["BatchNorm_0"]["mean"]).max() == 0
     mean = arrays["image"].reshape(64, 4).mean(axis=0)
     np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], mean, atol=0.25)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8, 32])
+def test_refreshed_statistics_of_batches_in_parts(parts):
+    """A step of the running average a batch, to the mean over its parts; a step a part would leave the last few parts.
+
+    A part of one example has no variance: the network divides by its epsilon, in training and here.
+    """
+    optimizer = optimizers.make("schedule_free_sgd")
+    state, arrays, batch_of = create(TASK, optimizer, 0), images(64), feed.gather(32, 5)
+    evaluated = evaluation.make_evaluated(TASK, optimizer, batch_of, 5, parts)
+    found = jax.jit(evaluated)(state, arrays)[1]["batch_stats"]["BatchNorm_0"]
+    mean, var = np.zeros(4), np.ones(4)
+    for i in range(5):
+        rows = np.float64(batch_of(state, arrays)(i)["image"]).reshape(32, 4)
+        each = rows.reshape(32 // parts, parts, 4)  # parts as in_parts makes them
+        mean = 0.9 * mean + 0.1 * rows.mean(axis=0)
+        var = 0.9 * var + 0.1 * each.var(axis=0).mean(axis=0)
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["var"], var, rtol=1e-5, atol=1e-6)
+
+
+class Counting(nn.Module):
+    """Statistics that are counted, and a state beside them that every part changes."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        batches = self.variable("batch_stats", "batches", lambda: jnp.int32(0))
+        parts = self.variable("seen", "parts", lambda: jnp.int32(0))
+        if train and not self.is_initializing():
+            batches.value, parts.value = batches.value + 1, parts.value + 1
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+def test_what_a_pass_in_parts_does_to_integers_and_to_other_state():
+    task, optimizer = classification(Counting(), (2, 2, 1), 3), optimizers.make("schedule_free_sgd")
+    state = create(task, optimizer, 0)
+    _, found = evaluation.make_evaluated(task, optimizer, feed.gather(8, 5), 5, 4)(state, images(64))
+    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, state.model_state)
+    assert found == {"batch_stats": {"batches": 5}, "seen": {"parts": 20}}
+
+
+def temporaries(function, *args) -> int:
+    """Bytes, by the compiler."""
+    return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+class Deep(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(3):
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(64)(x)))
+        return nn.Dense(3)(x)
+
+
+def test_the_pass_takes_no_more_memory_than_a_step():
+    task, optimizer = classification(Deep(), (2, 2, 1), 3), optimizers.make("schedule_free_sgd")
+    state = jax.eval_shape(lambda: create(task, optimizer, 0))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((4096, *x.shape[1:]), x.dtype), images(1))
+    sizes = {}
+    for parts in (1, 16):
+        pass_over = evaluation.make_evaluated(task, optimizer, lambda state, data: lambda i: data, 50, parts)
+        sizes[parts] = temporaries(pass_over, state, batch)
+    step_size = temporaries(step.make_step(task, optimizer, accumulate=16), state, batch)
+    assert sizes[16] < sizes[1] / 4 and sizes[16] < 1.1 * step_size, (sizes, step_size)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_run_evaluates_by_statistics_of_its_own_parts(parts):
+    sources = [Arrays(jax.tree.map(np.asarray, images(64))) for _ in range(3)]
+    config = base_config(batch_size=16, accumulate=parts, steps=6, log_every=6, ema=0.9, mesh="data:1")
+    made = wire(config, TASK, Data("blobs", *sources))
+    built = program.build(made)
+    state, _ = built.chunk(built.init(), built.feed.data(0, 6), 6)
+    pass_over = evaluation.make_evaluated(TASK, made.optimizer, built.feed.batch_of, 4, parts)
+    evaluated = jax.jit(pass_over)(state, built.feed.data(6, 4))
+    expected = metrics.result(evaluation.make_evaluate(TASK, 500)(*evaluated, state.rng, images(64)))
+    np.testing.assert_allclose(built.evaluate(state, "validation")["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_evaluation_uses_the_optimizers_own_parameters():
@@ -63,7 +146,7 @@ def test_evaluation_uses_the_optimizers_own_parameters():
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     _, opt_state = optimizer.update(zeros, state.opt_state, state.params)
     moved = jax.tree.map(lambda x: x + 1, state.params)
-    params, _ = evaluation.make_evaluated(TASK, optimizer, None, 0)(
+    params, _ = evaluation.make_evaluated(TASK, optimizer, None, 0, 1)(
         state._replace(params=moved, opt_state=opt_state), None
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, state.params)

@@ -50,6 +50,36 @@ def test_accumulation_is_the_gradient_of_the_whole_batch(arrays, parts):
     np.testing.assert_allclose(found_a["loss"], found_b["loss"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"ignore_label": -100}, {"class_weights": (0.2, 1.0, 5.0)}], ids=str)
+@pytest.mark.parametrize("optimizer", ["momentum", "lbfgs"])  # lbfgs asks for the loss and the gradient elsewhere, too
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+def test_accumulation_of_labels_with_weights(arrays, options, optimizer, l2):
+    """A mean of the parts' means would give each part the same weight; the first part here has no label that counts."""
+    batch = jax.tree.map(lambda x: x[:8], arrays)
+    if "ignore_label" in options:
+        batch["label"] = batch["label"].at[jnp.array([0, 2, 4, 6, 1])].set(-100)  # parts are every second, or fourth
+    task = transformations.regularize(classification(Net(), (2, 2, 1), 3, **options), l2=l2)
+    optimizer = optimizers.make(optimizer)
+    state, results = create(task, optimizer, 0), []
+    for parts in (1, 2, 4):
+        results.append(step.make_step(task, optimizer, accumulate=parts)(state, batch))
+    (expected, metrics), *others = results
+    for found, values in others:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), expected.params, found.params)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), metrics, values)
+    assert {x.dtype for x in jax.tree.leaves((expected.params, metrics))} == {jnp.dtype("float32")}
+
+
+def test_a_batch_in_which_nothing_counts_changes_nothing(arrays):
+    batch = jax.tree.map(lambda x: x[:8], arrays) | {"label": jnp.full(8, -100)}
+    task, optimizer = classification(Net(), (2, 2, 1), 3, ignore_label=-100), optimizers.make("minibatch_sgd")
+    state = create(task, optimizer, 0)
+    for parts in (1, 4):
+        found, metrics = step.make_step(task, optimizer, accumulate=parts)(state, batch)
+        assert_equal(found.params, state.params)
+        assert metrics == {"loss": 0, "accuracy": 0, "gradient_norm": 0}
+
+
 def test_accumulation_takes_less_memory():
     task, optimizer, _ = make()
     state = jax.eval_shape(lambda: create(task, optimizer, 0))
