@@ -25,7 +25,7 @@ def cross_entropy(
     Args:
       logits: (..., K), any float dtype. A logit of -inf is no class: smoothing leaves it out.
       labels: (...), integers; NaN for a label that is none of the K.
-      label_smoothing: a, from 0 to 1.
+      label_smoothing: a, in [0, 1).
       ignore_label: examples of this label have the value 0, and no gradient; None: every label counts.
       class_weights: K numbers w; None: all 1.
 
@@ -118,12 +118,12 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def check_options(label_smoothing: float, class_weights: Sequence[float] | None, classes: int) -> None:
     """Raise UserError for options of `cross_entropy` that make no sense for so many classes."""
-    fields.check("label_smoothing", label_smoothing, fields.Field(float, 0, 1))
+    fields.check("label_smoothing", label_smoothing, fields.FRACTION)
     if class_weights is None:
         return
     if len(class_weights) != classes:
         raise UserError(f"there are {len(class_weights)} class weights for {classes} classes; give one for each")
-    fields.check("class_weights", class_weights, fields.Field(float, 0, many=True))
+    fields.check("class_weights", tuple(class_weights), fields.Field(float, 0, many=True))
     if not any(class_weights):
         raise UserError("class_weights are all 0; at least one must be above 0")
 

@@ -135,15 +135,19 @@ def test_logits_of_minus_infinity_are_no_classes(smoothing, weights):
 @pytest.mark.parametrize(
     "smoothing, weights, said",
     [
-        (-0.1, None, "label_smoothing is -0.1; it must be from 0 to 1"),
-        (1.5, None, "label_smoothing is 1.5; it must be from 0 to 1"),
-        (math.nan, None, "label_smoothing is nan"),
+        (-0.1, None, "label_smoothing is -0.1; it must be in [0, 1)"),
+        (1.5, None, "label_smoothing is 1.5; it must be in [0, 1)"),
+        (math.nan, None, "label_smoothing is nan; it must be a finite number in [0, 1)"),
         (0.0, (1.0, 2.0), "there are 2 class weights for 3 classes; give one for each"),
         (0.0, (), "there are 0 class weights for 3 classes"),
-        (0.0, (1.0, -2.0, 1.0), "must be finite, not negative, and not all 0"),
-        (0.0, (1.0, math.nan, 1.0), "must be finite"),
-        (0.0, (1.0, math.inf, 1.0), "must be finite"),
-        (0.0, (0.0, 0.0, 0.0), "not all 0"),
+        (
+            0.0,
+            (1.0, -2.0, 1.0),
+            "class_weights is (1.0, -2.0, 1.0); it must be a list, each of it a finite number, at least 0",
+        ),
+        (0.0, (1.0, math.nan, 1.0), "each of it a finite number, at least 0"),
+        (0.0, (1.0, math.inf, 1.0), "each of it a finite number, at least 0"),
+        (0.0, (0.0, 0.0, 0.0), "class_weights are all 0; at least one must be above 0"),
     ],
 )
 def test_options_that_make_no_sense(smoothing, weights, said):
@@ -154,7 +158,7 @@ def test_options_that_make_no_sense(smoothing, weights, said):
 
 def test_options_that_make_sense():
     losses.check_options(0.0, None, 3)
-    losses.check_options(1.0, (0.0, 1.0, 2.0), 3)
+    losses.check_options(0.9, (0.0, 1.0, 2.0), 3)
     losses.check_options(0.1, np.ones(3), 3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from deeplearn import metrics
+from deeplearn import metrics, roles
 from deeplearn.errors import UserError
 from deeplearn.tasks import transformations
 from deeplearn.tasks.classification import classification
@@ -205,9 +205,19 @@ def test_regularize_a_loss_with_weights(key):
 
 
 def test_biases_of_all_layers_in_one_array_have_no_penalty(key):
-    params = {"layers": {"dense": {"kernel": jnp.ones((3, 2, 4)), "bias": jnp.ones((3, 4)), "scale": jnp.ones((3, 4))}}}
-    constant = Task(None, lambda *_: (jnp.float32(0), ({}, {})), None, None)
-    assert transformations.regularize(constant, l2=2.0).loss(params, {}, {}, key)[0] == 24
+    params = {"layers": {"dense": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2)), "scale": jnp.ones((3, 2))}}}
+
+    def loss(params, model_state, batch, rng):
+        def layer(x, p):
+            return (x @ p["dense"]["kernel"] + p["dense"]["bias"][None]) * p["dense"]["scale"][None], None
+
+        return 0 * jax.lax.scan(layer, jnp.ones((5, 2)), params["layers"])[0].sum(), (model_state, {})
+
+    def roles_of(params):
+        return roles.lookup(roles.find(loss, params, {}, {}, key), params)
+
+    stacked = transformations.regularize(Task(None, loss, None, None), l2=2.0, roles=roles_of)
+    assert stacked.loss(params, {}, {}, key)[0] == 12
 
 
 def test_preprocess_everywhere_and_augment_in_training_only(task, key):

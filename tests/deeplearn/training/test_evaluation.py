@@ -130,12 +130,12 @@ def test_the_pass_takes_no_more_memory_than_a_step():
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_run_evaluates_by_statistics_of_its_own_parts(parts):
     sources = [Arrays(jax.tree.map(np.asarray, images(64))) for _ in range(3)]
-    config = base_config(batch_size=16, accumulate=parts, steps=6, log_every=6, ema=0.9, mesh="data:1")
+    config = base_config(batch_size=16, accumulate=parts, steps=4, log_every=4, ema=0.9, mesh="data:1")
     made = wire(config, TASK, Data("blobs", *sources))
     built = program.build(made)
-    state, _ = built.chunk(built.init(), built.feed.data(0, 6), 6)
+    state, _ = built.chunk(built.init(), built.feed.data(0, 4), 4)
     pass_over = evaluation.make_evaluated(TASK, made.optimizer, built.feed.batch_of, 4, parts)
-    evaluated = jax.jit(pass_over)(state, built.feed.data(6, 4))
+    evaluated = jax.jit(pass_over)(state, built.feed.data(4, 4))
     expected = metrics.result(evaluation.make_evaluate(TASK, 500)(*evaluated, state.rng, images(64)))
     np.testing.assert_allclose(built.evaluate(state, "validation")["loss"], expected["loss"], rtol=1e-5)
 
@@ -170,7 +170,7 @@ def test_statistics_are_refreshed_with_the_parameters_that_are_evaluated():
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     _, opt_state = optimizer.update(zeros, state.opt_state, state.params)
     state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params), opt_state=opt_state)
-    _, model_state = evaluation.make_evaluated(task, optimizer, feed.gather(32, 2), 2)(state, images(64))
+    _, model_state = evaluation.make_evaluated(task, optimizer, feed.gather(32, 2), 2, 1)(state, images(64))
     np.testing.assert_allclose(model_state["batch_stats"]["BatchNorm_0"]["mean"], 3.0, rtol=1e-6)
 
 
