@@ -99,7 +99,7 @@ def of_task(task, spec: Mapping[str, Any]) -> Callable[[Any], Any]:
 
     @functools.cache
     def roles():
-        key = jax.random.key(0)
+        key = jax.eval_shape(lambda: jax.random.key(0))
         params, model_state = jax.eval_shape(task.init, key)
         batch = {name: jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for name, x in spec.items()}
         return find(task.loss, params, model_state, batch, key)
