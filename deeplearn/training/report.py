@@ -18,7 +18,7 @@ def before(workdir: Path, experiment) -> None:
         return
     data = experiment.data
     batch = data.train.__getitems__(range(min(36, len(data.train))))
-    params, _ = jax.eval_shape(experiment.task.init, jax.random.key(0))
+    params, _ = jax.eval_shape(lambda: experiment.task.init(jax.random.key(0)))
     table = roles.table(params, experiment.roles(params))
     if experiment.model is not None:
         if "tokens" in batch:
