@@ -1,4 +1,4 @@
-"""Wrong code that a test must notice: makes the changes of changes.toml one at a time, and runs the tests named there.
+"""Wrong code that a test must notice: makes the changes of changes/*.toml one at a time, and runs the tests named there.
 
     python tests/mutants/run.py [--only=TEXT] [--least=0.95]
 
@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHANGES = Path(__file__).with_name("changes.toml")
+CHANGES = Path(__file__).with_name("changes")
 SECONDS = 600  # a change may make a test wait for ever
 
 
 def changes() -> list[dict]:
-    """Those of changes.toml: file, before, after, tests (paths, or one with `-k` words) and why, what it breaks."""
-    return tomllib.loads(CHANGES.read_text())["change"]
+    """Those of changes/*.toml, a file for a few rooms.
+
+    Each says: file; before, which occurs once in it; after; tests (paths, or one with `-k` words); why, what it breaks.
+    """
+    return [change for file in sorted(CHANGES.glob("*.toml")) for change in tomllib.loads(file.read_text())["change"]]
 
 
 def check(change: dict, root: Path = ROOT) -> str | None:
