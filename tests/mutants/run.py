@@ -1,4 +1,4 @@
-"""Wrong code that a test must notice: makes the changes of changes/*.toml one at a time, and runs the tests named there.
+"""Wrong code that a test must notice: makes the changes in changes/*.toml one at a time, and runs their tests.
 
     python tests/mutants/run.py [--only=TEXT] [--least=0.95]
 
