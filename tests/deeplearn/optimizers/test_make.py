@@ -64,6 +64,29 @@ def test_numbers_that_make_no_sense_are_refused(name, value):
         optimizers.make("adam", **{name: value})
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("adam(b1=1.5)", "optimizer adam: b1=1.5 is out of range; it must be in [0, 1)"),
+        ("adam(b2=1)", "optimizer adam: b2=1.0 is out of range; it must be in [0, 1)"),
+        ("adam(b1=1e400)", "optimizer adam: b1=inf is out of range"),
+        ("adam(b1=True)", "optimizer adam: b1=True is no number, e.g. b1=0.9"),
+        ("adam(b2=nan)", "'adam(b2=nan)' is not of the form name or name(key=value)"),
+        ("adam(", "'adam(' is not of the form name or name(key=value)"),
+        ("muon(ns_steps=0)", "optimizer muon: ns_steps=0 is out of range; it must be at least 1"),
+        ("muon(steps=5)", "unknown setting of optimizer muon 'steps'; did you mean ns_steps or eps?"),
+        ("lbfgs(memory_size=1.5)", "optimizer lbfgs: memory_size=1.5 is no whole number, e.g. memory_size=10"),
+        ("rmsprop(decay=-0.1)", "optimizer rmsprop: decay=-0.1 is out of range; it must be in [0, 1)"),
+        ("lamb(weight_decay=-1)", "optimizer lamb: weight_decay=-1.0 is out of range; it must be at least 0"),
+        ("lamb(weight_decay=1e999)", "optimizer lamb: weight_decay=inf is out of range"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(text, said):
+    with pytest.raises(UserError) as raised:
+        optimizers.make(text)
+    assert str(raised.value).startswith(said)
+
+
 def test_a_loss_may_be_negative():
     optimizers.make("polyak(f_min=-1.0)")
 
