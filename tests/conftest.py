@@ -1,7 +1,9 @@
 """Strict numerics and eight CPU devices for every test."""
 
+import importlib
 import importlib.metadata
 import os
+import pkgutil
 
 # Tests compile much and compute little: without LLVM's optimizations they take half the time, and a quarter less still
 # without XLA's later emitters, which jax 0.11 has alone.
@@ -18,7 +20,15 @@ os.environ.setdefault("NPROC", "32")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import deeplearn  # noqa: E402
+import kernels  # noqa: E402
 from deeplearn.parallel import compiler  # noqa: E402
+
+# Before pytest loads a source for its examples: it would load it again where its package has imported it.
+for root in (deeplearn, kernels):
+    for module in pkgutil.iter_modules(root.__path__, f"{root.__name__}."):
+        if module.ispkg:
+            importlib.import_module(module.name)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
