@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deeplearn import sampling
@@ -71,6 +71,10 @@ def test_what_comes_to_p_exactly_is_enough():
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12), st.integers(0, 14), st.floats(0, 1, width=32))
+@example([1.0, 1.0], 1, 1.0)
+@example([1.0, 1.0], 0, 0.0)
+@example([0.0], 14, 0.5)
+@example([-20.0, 20.0, 20.0], 2, 0.5)
 def test_the_likeliest_always_stays(logits, top_k, top_p):
     logits = jnp.array([logits], jnp.float32)
     left = sampling.truncate(logits, top_k, top_p)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deeplearn import schedules
@@ -73,6 +73,10 @@ def test_vaswanis_schedule_is_the_inverse_square_root_with_equal_times():
     warmup=st.one_of(st.floats(0.01, 0.9), st.integers(1, 40)),
     steps=st.integers(1, 60),
 )
+@example(name="one_cycle", warmup=1, steps=1)
+@example(name="cosine", warmup=40, steps=1)
+@example(name="linear", warmup=1, steps=2)
+@example(name="step", warmup=0.9, steps=60)
 @settings(max_examples=30, deadline=None)
 def test_every_factor_is_a_fraction_and_every_warmup_rises(name, warmup, steps):
     factors = values(f"{name}(warmup={warmup})", steps, 100)

@@ -1,7 +1,7 @@
 import keyword
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deeplearn import spec
@@ -12,6 +12,9 @@ values = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False, allo
 
 
 @given(names, st.dictionaries(names, values, max_size=4))
+@example("a", {})
+@example("a", {"b": -0.0, "c": True, "d": "a, b", "e": -1})
+@example("a", {"b": 1e-300})
 def test_parse_reads_what_is_written(name, settings):
     text = f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
     assert spec.parse(text) == (name, settings)

@@ -73,6 +73,11 @@ def test_no_two_texts_share_a_directory(texts):
 
 @UNHURRIED
 @given(text=TEXTS)
+@example(text="a" * 151)
+@example(text="A")
+@example(text=".")
+@example(text="")
+@example(text="a/b")
 def test_a_text_does_not_share_its_directory_with_the_text_of_that_name(text):
     name = names.folder(text)
     assert name == text or names.folder(name) != name

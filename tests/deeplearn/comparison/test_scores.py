@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deeplearn.comparison import scores
@@ -48,6 +48,8 @@ def test_score():
 
 
 @given(st.lists(times.map(lambda t: (t * 3)[:3]), min_size=1, max_size=4))
+@example([[1.0, 2.0, math.inf]])
+@example([[4.0, 1.0, 1.0], [1.0, 4.0, math.inf]])
 def test_the_score_is_the_area_under_the_profile(rows):
     ratios = scores.performance_ratios(np.array(rows))
     taus = np.linspace(1, 4, 6001)
@@ -62,6 +64,9 @@ def test_speed_up():
 
 
 @given(times, st.booleans())
+@example([1.0, 1.0, 2.0, 3.0], False)
+@example([1.0, 2.0], True)
+@example([1.0], True)
 def test_best_of_k_is_the_mean_over_all_draws(values, rises):
     if rises:
         values = [-v for v in values]
@@ -74,6 +79,9 @@ def test_best_of_k_is_the_mean_over_all_draws(values, rises):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=7))
+@example([False])
+@example([True, False, False])
+@example([False, True])
 def test_the_chance_of_reaching_counts_draws(reached):
     chances = [np.mean([any(d) for d in itertools.combinations(reached, k)]) for k in range(1, len(reached) + 1)]
     np.testing.assert_allclose(scores.chance_of_reaching(np.array(reached)), chances, atol=1e-12)
@@ -126,6 +134,10 @@ def test_the_same_seed_gives_the_same_band():
 
 
 @given(st.integers(0, 15), st.integers(0, 15))
+@example(0, 0)
+@example(1, 0)
+@example(0, 6)
+@example(5, 5)
 def test_the_sign_test_is_scipys(wins, losses):
     ours = np.array([1.0] * wins + [3.0] * losses + [INF, 2.0])
     theirs = np.array([2.0] * (wins + losses) + [INF, 2.0])

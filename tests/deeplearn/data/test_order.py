@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deeplearn.data import order
@@ -67,6 +67,9 @@ def test_each_epoch_holds_each_example_once():
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 3), min_size=1), st.integers(0, 1000))
+@example([1], 3)
+@example([3, 1], 0)
+@example([2, 2, 2], 333)
 def test_any_chunking_gives_the_same_stream(lengths, start):
     size, batch_size = 10, 3
     steps = np.cumsum([start, *lengths])
@@ -86,6 +89,11 @@ place = jax.jit(order._place, static_argnums=(1, 2))
     st.one_of(st.integers(0, 2**31 - 1), st.integers(0, 1000)),
     st.sampled_from([(1, 1), (64, 54_000), (4096, 1_281_167), (2**20, 1437), (3, 2**31 - 1)]),
 )
+@example(2**31 - 1, (2**20, 1437))
+@example(2**31 - 1, (3, 2**31 - 1))
+@example(843, (64, 54_000))
+@example(844, (64, 54_000))
+@example(0, (1, 1))
 def test_place_is_exact_beyond_32_bits(step, shape):
     batch_size, size = shape
     epoch, offset = place(jnp.int32(step), batch_size, size)

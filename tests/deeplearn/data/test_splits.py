@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deeplearn.data.sources import Arrays, check_pixels
@@ -9,6 +9,9 @@ from deeplearn.errors import UserError
 
 
 @given(st.integers(10, 500), st.floats(0.1, 0.9))
+@example(10, 0.9)
+@example(15, 0.1)
+@example(500, 0.5)
 def test_parts_are_disjoint_and_whole(size, fraction):
     rows, held_out = hold_out(size, fraction)
     assert len(held_out) == round(fraction * size)

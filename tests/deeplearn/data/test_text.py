@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deeplearn.data import builders, datasets, text, tokenizers
@@ -43,6 +43,9 @@ def tiny(data_dir):
 
 
 @given(st.text(), st.text())
+@example("", "")
+@example("\r\n\x00\U0001f600", "")
+@example("aa", "b")
 def test_decode_undoes_encode(content, more):
     vocabulary = "".join(sorted(set(content + more)))
     tokens = text.encode(content, vocabulary)
@@ -75,6 +78,11 @@ def test_every_token_is_asked_for_once(size, draw):
 
 
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(0, 12))
+@example(10, 9, 0)
+@example(10, 8, 1)
+@example(10, 4, 3)
+@example(10, 1, 0)
+@example(2, 1, 1)
 def test_windows_with_a_margin(size, length, margin):
     """Each goes on for so many tokens more; with length - 1 every run of length + 1 up to the last window is in one."""
     tokens = np.arange(size)

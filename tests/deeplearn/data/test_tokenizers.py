@@ -56,6 +56,9 @@ def tiny(tmp_path, monkeypatch):
 
 
 @given(st.text(), st.text())
+@example("", "")
+@example("\r\n\x00\U0001f600", "")
+@example("aa", "b")
 def test_characters(content, more):
     vocabulary = "".join(sorted(set(content + more)))
     tokenizer = tokenizers.characters(vocabulary)

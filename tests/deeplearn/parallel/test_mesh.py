@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
@@ -69,6 +69,12 @@ def test_a_wrong_mesh_names_its_remedy(text, devices, message):
 
 
 @given(st.tuples(*[st.sampled_from([-1, 1, 2, 3, 4, 5, 8])] * 4))
+@example((-1, 1, 1, 1))
+@example((8, 1, 1, 1))
+@example((-1, 8, 1, 1))
+@example((-1, 5, 1, 1))
+@example((-1, -1, 1, 1))
+@example((2, 2, 2, 2))
 def test_a_mesh_fills_its_sizes_or_is_refused(sizes):
     text = ",".join(f"{axis}:{size}" for axis, size in zip(mesh.AXES, sizes, strict=True))
     known = math.prod(abs(size) for size in sizes)

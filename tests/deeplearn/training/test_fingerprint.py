@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -29,6 +29,9 @@ def test_every_flipped_bit_shows(dtype, position, data):
 
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, 63), min_size=1))
+@example(positions={0})
+@example(positions=set(range(64)))
+@example(positions={0, 1})
 def test_flipped_signs_show_however_many(positions):
     x = jax.random.normal(jax.random.key(1), (64,))
     signs = np.ones(64, np.float32)
@@ -38,6 +41,9 @@ def test_flipped_signs_show_however_many(positions):
 
 @settings(max_examples=50, deadline=None)
 @given(st.permutations(range(12)))
+@example(order=list(range(12)))
+@example(order=[1, 0, *range(2, 12)])
+@example(order=list(range(11, -1, -1)))
 def test_order_counts(order):
     x = np.arange(12, dtype=np.float32)
     same = order == sorted(order)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels.attention import attention, dropout, masks, xla
@@ -69,6 +69,8 @@ def test_shapes(implementation, shape):
 
 @settings(max_examples=10, deadline=None)
 @given(**BANDS)
+@example(length=16, span=15, left=80, right=0, causal=True)
+@example(length=1, span=33, left=0, right=0, causal=False)
 @pytest.mark.parametrize("implementation", BACKENDS)
 def test_every_band(implementation, length, span, left, right, causal):
     """Tiles are skipped by arithmetic on their corners: whatever the lengths and the window, none that counts."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from jax.sharding import PartitionSpec as P
 
 from kernels import target
@@ -92,6 +92,7 @@ def test_shapes_in_float32(depth):
 
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(**BANDS)
+@example(length=33, span=31, left=80, right=0, causal=True)
 def test_every_band(length, span, left, right, causal):
     """Tiles are skipped, or not masked, by arithmetic on their corners: whatever the lengths and the window."""
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
@@ -92,6 +92,7 @@ def test_float16():
 
 @settings(max_examples=4, deadline=None)
 @given(**BANDS)
+@example(length=9, span=63, left=7, right=0, causal=True)
 def test_every_band(length, span, left, right, causal):
     """Tiles are skipped by arithmetic on their corners: whatever the lengths and the window, none that counts."""
     asked = {"is_causal": causal, "local_window_size": (left, right)}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels.convolution import reference
@@ -62,6 +62,8 @@ def test_fourier(size, kernel, padding, dilation, features):
 
 @settings(max_examples=36, deadline=None)
 @given(axes=geometries(), images=st.integers(1, 3), module=st.sampled_from([direct, products, depthwise]))
+@example(axes=((3, 1), (1, 3), (2, 1), ((3, 3), (0, 0)), (1, 9)), images=1, module=direct)
+@example(axes=((2, 2), (3, 3), (1, 1), ((0, 1), (1, 0)), (4, 4)), images=2, module=products)
 def test_every_geometry(axes, images, module):
     """Whatever the size, kernel, stride, padding and dilation of each axis: padding beyond the reach too."""
     kernel, strides, dilation, padding, size = axes
