@@ -44,16 +44,17 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: {len(class_weights)} class weights for {classes} classes")
     counted, labels = _counted(labels, ignore_label, classes)
     logits = logits.astype(jnp.float32)
-    # Less the largest first: what all logits have in common then costs no digits.
-    logits = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    normalizer = jnp.log(jnp.exp(logits).sum(axis=-1))
+    # Less the largest: what all logits have in common then costs no digits. The label's is taken before, so that no
+    # second array of all logits is kept.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1))
+    normalizer = jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
-    each = normalizer - chosen
+    each = normalizer - (chosen - largest)
     if class_weights is not None:
         each = label_weights(labels, None, class_weights) * each
     if label_smoothing:
         possible = logits > -jnp.inf
-        rest = jnp.where(possible, normalizer[..., None] - logits, 0)
+        rest = jnp.where(possible, normalizer[..., None] - (logits - largest[..., None]), 0)
         if class_weights is not None:
             rest = rest * jnp.array(class_weights, jnp.float32).reshape((1,) * labels.ndim + (classes,))
         uniform = rest.sum(axis=-1) / possible.sum(axis=-1, dtype=jnp.float32)
