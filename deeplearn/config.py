@@ -77,7 +77,7 @@ def base_config(**changes) -> ConfigDict:
             "optimizer": "adam",  # a name, or name(hyperparameter=value, ...)
             "learning_rate": config_dict.placeholder(float),  # the schedule's peak; unset: the optimizer's default
             "schedule": "constant",  # constant, linear, cosine, step, ...: the factor on the learning rate
-            "weight_decay": config_dict.placeholder(float),  # decoupled, kernels and embeddings; unset: the optimizer's default
+            "weight_decay": config_dict.placeholder(float),  # of kernels and embeddings; unset: the optimizer's default
             "batch_size": 64,
             "epochs": 10.0,
             "steps": 0,  # if above 0, counts instead of epochs

@@ -49,25 +49,25 @@ def make_step(task, optimizer, *, accumulate: int = 1):
 
     def total(params, model_state, batch, rng):
         loss, (model_state, metrics) = task.loss(params, model_state, batch, rng)
-        loss = loss if isinstance(loss, Mean) else Mean(loss, jnp.float32(1))
-        return loss.total, (loss.count, metrics, model_state)
+        return loss.total if isinstance(loss, Mean) else loss, (loss, metrics, model_state)
 
     def loss_of(params, model_state, batch, rng):
-        loss, (count, _, model_state) = total(params, model_state, batch, rng)
-        return Mean(loss, count), model_state
+        _, (loss, _, model_state) = total(params, model_state, batch, rng)
+        return loss, model_state
 
     def loss_and_gradient_of(params, model_state, batch, rng):
         differentiate = jax.value_and_grad(total, has_aux=True)
-        (loss, (count, metrics, model_state)), gradient = differentiate(params, model_state, batch, rng)
-        return (Mean(loss, count), metrics, gradient), model_state
+        (_, (loss, metrics, model_state)), gradient = differentiate(params, model_state, batch, rng)
+        return (loss, metrics, gradient), model_state
 
     def value(*args):
         return divided(in_parts(loss_of, accumulate)(*args)[0])
 
     def value_and_gradient(*args):
         (loss, metrics, gradient), model_state = in_parts(loss_and_gradient_of, accumulate)(*args)
-        count = divisor(loss)
-        gradient = jax.tree.map(lambda x: x / count.astype(x.dtype), gradient)
+        if isinstance(loss, Mean):
+            count = divisor(loss)
+            gradient = jax.tree.map(lambda x: x / count.astype(x.dtype), gradient)
         metrics = {name: divided(x) for name, x in metrics.items()}
         return (divided(loss), metrics, gradient), model_state
 
