@@ -173,6 +173,7 @@ def inject(transformation: Callable, values: dict[str, Any], dtype):
 
 # The decay rates of averages are below 1; of the other numbers only values of a loss may be negative.
 FRACTIONS = ("adam_b1", "adam_b2", "b1", "b2", "b3", "beta", "decay", "ema", "momentum")
+DECAYS = (("adadelta", "rho"),)  # SAM's rho is a radius
 LOSSES = ("f_min", "lower_bound")
 DIVISORS = (("schedule_free_sgd", "b1"), ("schedule_free_adamw", "b1"))
 
@@ -180,7 +181,7 @@ DIVISORS = (("schedule_free_sgd", "b1"), ("schedule_free_adamw", "b1"))
 def check(name: str, values: dict[str, Any]) -> None:
     """Raise UserError for the first number that makes no sense."""
     for key, value in values.items():
-        if key in FRACTIONS and not 0 <= value < 1:
+        if (key in FRACTIONS or (name, key) in DECAYS) and not 0 <= value < 1:
             raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be in [0, 1)")
         if isinstance(value, float) and not (0 <= value < math.inf or key in LOSSES):
             raise UserError(f"optimizer {name}: {key}={value} is out of range; it must be at least 0")

@@ -109,12 +109,9 @@ def _apply(eqn, operands: list[Value], uses: list[list[Use]]) -> list[Value]:
 def _mixed(eqn, axes: View) -> Use:
     """Of a view in an operation with activations, other than a product."""
     name, shape = eqn.primitive.name, eqn.invars[0].aval.shape
-    if name == "gather":
-        sizes = eqn.params["slice_sizes"]
-    elif name == "dynamic_slice":
-        sizes = eqn.params["slice_sizes"]
-    else:
+    if name != "gather":
         return Use("sum" if name in ("add", "add_any", "sub") else "other", outputs=_union(axes, range(len(axes))))
+    sizes = eqn.params["slice_sizes"]
     rows = [i for i, (size, kept) in enumerate(zip(shape, sizes, strict=True)) if kept < size]
     return Use("lookup", _union(axes, rows), _union(axes, [i for i in range(len(shape)) if i not in rows]))
 

@@ -115,6 +115,12 @@ def test_pixels_without_a_range_are_refused(dtype):
         augment.scale(0.0, 1.0)({"image": jnp.zeros((1, 2, 2, 1), dtype)})
 
 
+def test_cifar10_constants():
+    """Of red, green and blue, as the test below measures them where the data are."""
+    assert augment.CIFAR10_MEAN == (0.4914, 0.4822, 0.4465)
+    assert augment.CIFAR10_STD == (0.2470, 0.2435, 0.2616)
+
+
 DATA = os.environ.get("TFDS_DATA_DIR", "")
 
 

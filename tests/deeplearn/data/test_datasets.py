@@ -79,6 +79,15 @@ def test_the_newest_version_is_read(prepare, data_dir):
     assert len(datasets.load("tiny", data_dir=data_dir, validation=0.5).train) == 10
 
 
+def test_the_user_s_cache_is_the_second_place(prepare, data_dir, user_cache):
+    prepare(train=20, test=4)
+    (user_cache / "tfds").mkdir(parents=True)
+    (data_dir / "tiny").rename(user_cache / "tfds" / "tiny")
+    assert len(datasets.load("tiny", data_dir=data_dir, validation=0.5).train) == 10
+    prepare(train=40, test=4)
+    assert len(datasets.load("tiny", data_dir=data_dir, validation=0.5).train) == 20
+
+
 def test_the_environment_says_where(prepared, data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert len(datasets.load("tiny").test) == 10
@@ -92,9 +101,10 @@ def test_digits_need_no_directory_that_can_be_written(tmp_path, user_cache):
     assert (user_cache / "tfds" / "digits" / "1.0.0").exists() and not os.listdir(read_only)
 
 
-def test_validation_stands_in_for_an_absent_test(prepare, data_dir):
-    prepare(train=20, validation=6)
-    assert len(datasets.load("tiny", data_dir=data_dir).test) == 6
+@pytest.mark.parametrize("splits, size", [({"validation": 6}, 6), ({"validation": 6, "test": 8}, 8)])
+def test_validation_stands_in_for_an_absent_test(prepare, data_dir, splits, size):
+    prepare(train=20, **splits)
+    assert len(datasets.load("tiny", data_dir=data_dir).test) == size
 
 
 def edit(path, change):

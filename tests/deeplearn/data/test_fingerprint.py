@@ -10,7 +10,7 @@ import pytest
 
 from deeplearn.data import blank, datasets
 from deeplearn.data.fingerprint import fingerprint
-from deeplearn.data.sources import Arrays, Subset
+from deeplearn.data.sources import Arrays, Records, Subset
 from deeplearn.data.splits import SPLITS, Data
 from deeplearn.errors import UserError
 
@@ -70,6 +70,7 @@ def test_other_data_have_another_fingerprint(case):
     assert OTHERS[case]() != of()
 
 
+TURNED = arrays(np.roll(IMAGE, -1, axis=0)[::-1], np.roll(LABEL, -1)[::-1])  # to be turned back, then rolled
 SAME = {
     "a copy": lambda: arrays(IMAGE.copy(), LABEL.copy()),
     "fields in another order": lambda: Arrays({"label": LABEL, "image": IMAGE}),
@@ -79,7 +80,7 @@ SAME = {
     "on a device": lambda: arrays(jax.numpy.asarray(IMAGE), jax.numpy.asarray(LABEL)),
     "an axis of size 1 without a stride": lambda: arrays(IMAGE[..., 0][..., None]),
     "a subset": lambda: Subset(arrays(swapped(IMAGE), swapped(LABEL)), np.array([1, 0, *range(2, 30)])),
-    "a subset of a subset": lambda: Subset(Subset(arrays(), np.arange(30)[::-1]), np.arange(30)[::-1]),
+    "a subset of a subset": lambda: Subset(Subset(TURNED, np.arange(30)[::-1]), np.roll(np.arange(30), 1)),
 }
 
 
@@ -155,6 +156,8 @@ def test_a_source_of_the_user_s_is_sampled():
     for wrong in range(5):  # all of a small one
         assert of(Numbers(5, wrong)) != of(Numbers(5))
     assert of(Subset(Numbers(100), np.arange(50))) != of(Subset(Numbers(100), np.arange(50)[::-1]))
+    rows = np.arange(1000)
+    assert of(Subset(source, edited(rows, 1, 5000))) != of(Subset(source, rows))  # the second of them is no sample
 
 
 class Named(Numbers):
@@ -220,6 +223,28 @@ def test_other_records_on_disk(on_disk, prepared, change):
     expected = on_disk()
     change(prepared)
     assert on_disk()["train"] != expected["train"]
+
+
+@pytest.mark.parametrize("place, seen", [(0, True), (9, True), (10, False), (89, False), (90, True), (99, True)])
+def test_both_ends_of_a_file_of_records_are_read(tmp_path, monkeypatch, place, seen):
+    monkeypatch.setattr("deeplearn.data.fingerprint.ENDS", 10)
+    spec, path = jax.ShapeDtypeStruct((2, 2, 1), np.uint8), tmp_path / "x.array_record"
+
+    def of_file(content):
+        path.write_bytes(content)
+        return of(Records("x", Zeros(), spec, ("a",), [(str(path), 3)]))["train"]
+
+    assert (of_file(bytes(place) + b"1" + bytes(99 - place)) != of_file(bytes(100))) == seen
+
+
+class Zeros:
+    """What TFDS makes of a file."""
+
+    def __len__(self):
+        return 3
+
+    def __getitems__(self, indices):
+        return [{"image": np.zeros((2, 2, 1), np.uint8), "label": 0} for _ in indices]
 
 
 def test_other_examples_on_disk(on_disk, prepare, data_dir, tmp_path):

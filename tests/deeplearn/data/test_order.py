@@ -85,6 +85,7 @@ place = jax.jit(order._place, static_argnums=(1, 2))
 
 
 @settings(max_examples=100, deadline=None)
+@example(3, (1, 3))  # remainders add up to an epoch
 @given(
     st.one_of(st.integers(0, 2**31 - 1), st.integers(0, 1000)),
     st.sampled_from([(1, 1), (64, 54_000), (4096, 1_281_167), (2**20, 1437), (3, 2**31 - 1)]),

@@ -82,13 +82,16 @@ def test_each_process_reads_only_its_part_of_each_batch():
 
 
 class Faulty:
-    """Records whose file is damaged from example 15 on."""
+    """Records whose file is damaged from an example on, of the second file."""
+
+    def __init__(self, start):
+        self.start = start
 
     def __len__(self):
         return 20
 
     def __getitem__(self, index):
-        if index >= 15:
+        if index >= self.start:
             raise RuntimeError("hash mismatch\nmore")
         return {"image": np.zeros((2, 2, 1), np.uint8), "label": 0}
 
@@ -120,10 +123,12 @@ def test_floating_pixels_are_checked_as_they_are_read():
 
 
 def test_a_damaged_record_names_its_file():
-    source = records_of(Faulty())
+    source = records_of(Faulty(15))
     assert len(source.__getitems__([3, 14])["label"]) == 2
     with pytest.raises(UserError, match=r"^x train: cannot read example 16 from second\.array_record \(hash"):
         source.__getitems__([3, 16, 2])
+    with pytest.raises(UserError, match=r"^x train: cannot read example 12 from second\.array_record \(hash"):
+        records_of(Faulty(12)).__getitems__([11, 12])
     with pytest.raises(UserError, match=r"second\.array_record"):
         list(stream(source, KEY, 10, stop_step=3))
 

@@ -123,6 +123,13 @@ def test_splits_are_the_texts(tiny, data_dir):
         assert TEXTS[split].startswith(found) and len(TEXTS[split]) - len(found) < 3
 
 
+def test_windows_for_training_alone_have_a_margin(tiny, data_dir):
+    tiny()
+    data = text.load("tiny_text", length=3, margin=2, data_dir=data_dir)
+    lengths = {split: data.split(split).arrays["tokens"].shape[1] for split in SPLITS}
+    assert lengths == {"train": 6, "validation": 4, "test": 4}
+
+
 def test_encoded_once(tiny, data_dir, monkeypatch):
     folder = tiny()
     first = text.load("tiny_text", length=2, data_dir=data_dir)

@@ -86,6 +86,7 @@ def test_other_characters_are_another_tokenizer():
         ("\t\tx", ["\t", "\t", "x"]),
         ("we're I'LL 's", ["we", "'re", " I", "'", "LL", " '", "s"]),
         ("o'tis", ["o", "'t", "is"]),
+        ("I'm he'd they've we'll", ["I", "'m", " he", "'d", " they", "'ve", " we", "'ll"]),
         ("abc123def", ["abc", "123", "def"]),
         ("x² ½ Ⅷ 五", ["x", "²", " ½", " Ⅷ", " 五"]),  # No, No, Nl; the last is a letter
         ("cafe\u0301s", ["cafe", "\u0301", "s"]),  # a mark is no letter

@@ -8,6 +8,7 @@ import pytest
 
 from deeplearn import optimizers, schedules
 from deeplearn.errors import UserError
+from deeplearn.optimizers import OPTIMIZERS
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([1.0, 2.0])}
 GRADS = {"kernel": jnp.array([[0.1, 0.2], [-0.3, 0.4]]), "bias": jnp.array([1.0, -1.0])}
@@ -37,6 +38,7 @@ def steps(optimizer, count=1, params=PARAMS):
         ("adam(b1=1)", "must be in \\[0, 1\\)"),
         ("adam(eps=-1)", "must be at least 0"),
         ("schedule_free_sgd(b1=0)", "must be above 0"),
+        ("schedule_free_adamw(b1=0)", "must be above 0"),
         ("adam(eps=1e999)", "must be at least 0"),
         ("lbfgs(memory_size=0)", "must be at least 1"),
         ("adam(0.1)", "is not of the form"),
@@ -87,8 +89,23 @@ def test_settings_that_make_no_sense_are_refused(text, said):
     assert str(raised.value).startswith(said)
 
 
-def test_a_loss_may_be_negative():
-    optimizers.make("polyak(f_min=-1.0)")
+DECAYS = {"b1", "b2", "b3", "adam_b1", "adam_b2", "beta", "momentum", "decay"}  # of averages
+NUMBERS = [(name, key) for name, x in OPTIMIZERS.items() for key, v in x.hyperparameters.items() if type(v) is float]
+
+
+@pytest.mark.parametrize("name, key", NUMBERS)
+def test_every_number_has_its_range(name, key):
+    """The decay of an average is below 1, and no number is below 0 but a loss."""
+    bad = [1.0] if key in DECAYS or (name, key) == ("adadelta", "rho") else []
+    for value in bad + ([] if key in ("f_min", "lower_bound") else [-1.0]):
+        with pytest.raises(UserError, match=f"optimizer {name}: {key}={value} is out of range"):
+            optimizers.make(f"{name}({key}={value})")
+    optimizers.make(f"{name}({key}=0.5)")
+
+
+@pytest.mark.parametrize("text", ["polyak(f_min=-1.0)", "momo(lower_bound=-1.0)", "momo_adam(lower_bound=-1.0)"])
+def test_a_loss_may_be_negative(text):
+    optimizers.make(text)
 
 
 def test_the_text_has_the_last_word():

@@ -92,6 +92,12 @@ def test_entries_are_consistent(name, entry):
     assert optimizers.parse(text) == (name, hyperparameters)
 
 
+@pytest.mark.parametrize("name, low, high", [("prodigy", 0.1, 10.0), ("dowg", 0.1, 10.0), ("yogi", 1e-2 / 30, 0.3)])
+def test_rates_are_searched_about_the_default_or_as_the_entry_says(name, low, high):
+    space = OPTIMIZERS[name].space["learning_rate"]
+    assert (space.low, space.high, space.scale) == (pytest.approx(low), pytest.approx(high), "log")
+
+
 @pytest.mark.parametrize("scale, middle", [("linear", 0.5), ("log", 0.09**0.5), ("reverse_log", 1 - 0.09**0.5)])
 def test_a_range_is_even_on_its_scale(scale, middle):
     space = Range(0.1, 0.9, scale)

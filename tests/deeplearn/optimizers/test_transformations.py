@@ -128,6 +128,21 @@ def test_an_optimizer_sleeps_until_rate_times_gradient_is_not_zero():
     assert bool(awake) and int(inner[0].count) == 2, "once awake it stays so"
 
 
+@pytest.mark.parametrize(
+    "dtypes, expected",
+    [
+        (["bfloat16", "float16"], "float32"),
+        (["bfloat16", "float64", "float32"], "float64"),
+        (["int32", "float32"], "float32"),
+        (["int8"], "float32"),
+        ([], "float32"),
+    ],
+)
+def test_hyperparameters_are_as_precise_as_any_parameter(dtypes, expected):
+    params = [jax.ShapeDtypeStruct((), dtype) for dtype in dtypes]
+    assert transformations.widest(params) == jnp.dtype(expected)
+
+
 def test_promotion_is_of_the_optimizer_alone():
     mixing = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.int32(2), updates))
     params = {"w": jnp.ones(2)}

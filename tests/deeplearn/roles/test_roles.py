@@ -1,5 +1,7 @@
 """The role of each parameter, in our models and in Flax's modules, and of whatever can happen to a parameter."""
 
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from jax import lax
 
 from deeplearn import roles
-from deeplearn.layers.convolution import Conv
+from deeplearn.layers.convolution import Conv, ConvTranspose
 from deeplearn.layers.recurrent import Recurrent
 from deeplearn.models.cnn import CNN
 from deeplearn.models.gpt import GPT, Architecture
@@ -47,6 +49,7 @@ MODULES = {
         {"kernel": "kernel 0,2 -> 1"},
     ),
     "a convolution": (Conv(5, (3, 3)), IMAGES, {"kernel": "kernel 0,1,2 -> 3", "bias": "vector"}),
+    "a transposed convolution": (ConvTranspose(5, (3, 3), strides=2), IMAGES, {"kernel": "kernel 0,1,2 -> 3"}),
     "a depthwise one": (Conv(3, (3, 3), groups=3), IMAGES, {"kernel": "kernel 0,1,2 -> 3"}),
     "a network with batch norm": (
         CNN((4,), hidden=8, batch_norm=True),
@@ -172,6 +175,14 @@ FUNCTIONS = {
         X,
         "kernel 1 -> 2, stack 0",
     ),
+    "in a loop as long as the data say": (
+        lambda w, x: lax.while_loop(
+            lambda c: c[0] < x[0, 0], lambda c: (c[0] + 1, c[1] + x @ w), (0.0, jnp.zeros((2, 4)))
+        ),
+        W,
+        X,
+        "kernel 0 -> 1",
+    ),
     "scaled by its norm": (lambda w, x: x @ (w / jnp.linalg.norm(w)), W, X, "kernel 0 -> 1"),
     "scaled by a number of the data": (lambda w, x: x @ (w * x.sum()), W, X, "kernel 0 -> 1"),
     "in bfloat16": (lambda w, x: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), W, X, "kernel 0 -> 1"),
@@ -243,6 +254,39 @@ def test_both_factors_of_a_product_are_kernels():
     params = {"a": jnp.zeros((3, 2)), "b": jnp.zeros((2, 4)), "w": W}
     result = roles.find(lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), params, X)
     assert {name: str(role) for name, role in result.items()} == dict.fromkeys("abw", "kernel 0 -> 1")
+
+
+def test_both_factors_of_stacked_products_are_kernels():
+    params = {"a": jnp.zeros((5, 3, 2)), "b": jnp.zeros((5, 2, 4))}
+    result = roles.find(lambda p, x: jnp.einsum("ebd,edf->ebf", x, p["a"] @ p["b"]), params, EACH)
+    assert {name: str(role) for name, role in result.items()} == dict.fromkeys("ab", "kernel 1 -> 2, stack 0")
+
+
+def test_a_bias_is_of_the_kernel_beside_it_alone():
+    """Positions have the shape of the heads of another module's kernel."""
+    params = {
+        "model": {"heads": {"kernel": jnp.zeros((6, 2, 4)), "bias": jnp.zeros((2, 4))}, "positions": jnp.zeros((2, 4))}
+    }
+
+    def function(p, x):
+        heads, positions = p["model"]["heads"], p["model"]["positions"]
+        return jnp.einsum("bd,dnh->bnh", x, heads["kernel"]) + heads["bias"][None] + positions[None]
+
+    result = roles.find(function, params, jnp.zeros((3, 6)))
+    assert str(result["model/heads/bias"]) == "vector" and str(result["model/positions"]) == "embedding 0 -> 1"
+
+
+def test_a_batch_of_numbers_is_data():
+    """One example alone would be a number, which is no activation."""
+
+    def init(key):
+        return {"table": jnp.zeros((10, 4))}, {}
+
+    def loss(params, model_state, batch, key):
+        return jnp.square(params["table"][batch["token"]]).sum(), (model_state, {})
+
+    of_params = roles.of_task(SimpleNamespace(init=init, loss=loss), {"token": jax.ShapeDtypeStruct((), np.int32)})
+    assert str(of_params({"table": jnp.zeros((10, 4))})["table"]) == "embedding 0 -> 1"
 
 
 def test_biases_of_experts():
