@@ -6,6 +6,7 @@ import time
 import pytest
 
 from deeplearn import experiment
+from deeplearn.errors import UserError
 from deeplearn.identity import source as sources
 from deeplearn.training import checkpoints, logs, metric_lines, report
 
@@ -171,20 +172,20 @@ def build(config):
 
 @pytest.fixture
 def misled(command, tmp_path, monkeypatch):
-    """`misled()`: trains, or goes on, in tmp_path / "run"; what the report at the end is told.
+    """`misled(**fields)`: trains, or goes on, in tmp_path / "run"; what the report at the end is told.
 
     The labels of validation are wrong ones, so that the first of three checkpoints is the best.
     """
-    train = command("train", "--workdir=run")
+    train = command("train", "--workdir=run", "--accept=config")
     (tmp_path / "misled.py").write_text(MISLED)
     source = sources.collect(tmp_path / "misled.py")
     told = []
     monkeypatch.setattr(report, "before", lambda *arguments: None)
     monkeypatch.setattr(report, "after", lambda *arguments: told.append(arguments) or "done")
 
-    def misled():
+    def misled(**fields):
         (tmp_path / "run").mkdir(exist_ok=True)
-        train.run(source, experiment.configure(source, {"mesh": "data:1"}), tmp_path / "run")
+        train.run(source, experiment.configure(source, {"mesh": "data:1", **fields}), tmp_path / "run")
         return told[-1]
 
     return misled
@@ -204,6 +205,15 @@ def test_a_log_goes_on_from_the_checkpoint(misled, tmp_path):
         file.write(metric_lines.encode(16, {"loss": 1.0}))
     misled()
     assert records(tmp_path / "run") == lines and not (tmp_path / "run" / "metrics.jsonl.1").exists()
+
+
+def test_a_start_whose_checkpoint_does_not_fit_is_not_recorded(misled, tmp_path):
+    """Another optimizer, accepted as a config, has another state."""
+    misled()
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="is of another model: "):
+        misled(optimizer="momentum")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
 
 
 def test_what_is_logged_is_in_the_workdir_before_the_checkpoint(misled, monkeypatch):
