@@ -33,6 +33,15 @@ def test_the_mode_is_that_of_any_new_file(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
+    """After a power cut the new file would be there, and empty."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda at: synced.append((os.fstat(at).st_size, (tmp_path / "a").exists())))
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_text("all of it")
+    assert synced == [(9, False)] and (tmp_path / "a").read_text() == "all of it"
+
+
 @pytest.mark.parametrize("path", ["/dev/full", "missing/a"])
 def test_a_refusal_is_one_line(path, tmp_path):
     with pytest.raises(UserError, match=f"cannot write {path}: (No space left|No such file)") as error:

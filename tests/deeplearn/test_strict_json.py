@@ -40,6 +40,10 @@ def test_what_is_written_comes_back(value):
     assert repr(back) == repr(value)
 
 
+def test_a_tuple_comes_back_as_a_list():
+    assert strict_json.decode(strict(strict_json.dumps({"a": (1.5, (math.inf,))}))) == {"a": [1.5, [math.inf]]}
+
+
 @pytest.mark.parametrize("text", strict_json.NOT_FINITE)
 def test_a_text_that_would_come_back_as_a_number(text):
     with pytest.raises(ValueError, match="stands for a number"):

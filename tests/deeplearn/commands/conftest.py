@@ -1,5 +1,7 @@
 """Commands run as people run them: in a process of their own."""
 
+import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -8,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from deeplearn.commands import launch
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -68,6 +74,25 @@ def run(start):
         return process.returncode, out, err
 
     return run
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """`command("compare", "--workdir=run")`: the module of a command, in this process, with these flags."""
+    with contextlib.ExitStack() as stack:
+
+        def command(name, *arguments):
+            for flag in flags.FLAGS:  # several commands have a flag of the same name
+                flags.FLAGS[flag].allow_override = True
+            module = importlib.import_module(f"deeplearn.commands.{name}")
+            stack.enter_context(flagsaver.flagsaver())
+            for flag in flags.FLAGS:  # and some need flags that this one has not
+                flags.FLAGS[flag].validators = []
+            monkeypatch.setattr(sys, "argv", [name, *arguments])  # where ml_collections looks for config.FIELD
+            launch.parse(sys.argv)
+            return module
+
+        yield command
 
 
 EXPERIMENT = '''"""A network with dropout, batch norm and augmentation, small enough to be killed often."""

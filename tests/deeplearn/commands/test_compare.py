@@ -1,9 +1,14 @@
 import csv
+import inspect
 import os
 import signal
+import threading
 import time
 
 import pytest
+
+from deeplearn.comparison import history, protocol, study
+from tests.deeplearn import directories
 
 FIELDS = ("--config=digits_mlp", "--workdir=run", "--config.epochs=3", "--config.features=(16,)")
 
@@ -133,6 +138,70 @@ def test_mistakes_in_workloads(run, arguments, said):
 def test_mistakes(run, arguments, said):
     status, _, err = run("compare", *FIELDS, *arguments)
     assert status == 2 and said in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ((), {"points": None, "learning_rates": 8, "seeds": 3, "reruns": 5, "together": None, "lanes": None}),
+        (("--reruns=0", "--notogether", "--seeds=2"), {"reruns": 0, "together": False, "seeds": 2}),
+        (("--points=6", "--lanes=3", "--together"), {"points": 6, "lanes": 3, "together": True}),
+        (("--learning_rates=4",), {"learning_rates": 4, "points": None}),
+        (("--learning_rates=0.1,1",), {"learning_rates": (0.1, 1.0)}),
+        (("--optimizers=adam,lion(b1=0.8,b2=0.9),adam",), {"optimizers": ("adam", "lion(b1=0.8,b2=0.9)")}),
+    ],
+)
+def test_the_study_that_flags_declare(command, flags, expected):
+    made = command("compare", *FIELDS, *flags).chosen()
+    assert {name: getattr(made, name) for name in expected} == expected
+    assert made.workloads[0].config.epochs == 3 and made.workloads[0].config.features == (16,)
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ((), {"optimizers": ("adam", "lion"), "points": 2, "seeds": 2, "reruns": 2}),
+        (("--optimizers=muon,adam",), {"optimizers": ("adam", "lion", "muon"), "points": 2}),
+        (("--reruns=0", "--learning_rates=4"), {"reruns": 0, "learning_rates": 4, "points": None}),
+    ],
+)
+def test_the_study_that_a_workdir_holds_and_flags_change(command, tmp_path, flags, expected):
+    directories.compare(tmp_path, directories.declare(optimizers=["adam", "lion"]))
+    made = command("compare", "--resume", f"--workdir={tmp_path}", *flags).chosen()
+    assert {name: getattr(made, name) for name in expected} == expected
+    assert made.workloads[0].config.epochs == 2
+
+
+class Called(Exception):
+    """In place of training."""
+
+
+@pytest.mark.parametrize("accept, replan", [((), False), (("--accept=data,implementations",), True)])
+def test_what_the_runs_of_an_optimizer_are_told(command, tmp_path, monkeypatch, accept, replan):
+    flags = ("--optimizers=lion,adam", "--points=2", "--seeds=4", "--reruns=1", "--lanes=3", "--notogether")
+    compare = command("compare", *FIELDS, "--config.seed=7", *flags, *accept)
+    declared = compare.chosen()
+    (workload,) = declared.workloads
+    stored = history.extended(tmp_path, history.History(), declared, {"digits_mlp": compare.identify(workload)})
+    (own,) = stored.identities["digits_mlp"]
+    older = {**own, "id": "older"}
+    stored = stored._replace(identities={"digits_mlp": [older, own]})
+    calls = []
+
+    def called(*positional, **named):
+        calls.append(inspect.signature(run).bind(*positional, **named).arguments)
+        raise Called
+
+    run = protocol.run
+    monkeypatch.setattr(protocol, "run", called)
+    with pytest.raises(Called):
+        compare.compare(declared, workload, stored, tmp_path, threading.Event())
+    (told,) = calls
+    assert (told["directory"], told["name"]) == (tmp_path / "runs" / "digits_mlp", "lion")
+    assert told["experiment"].config.optimizer == "lion" and told["experiment"].config.epochs == 3
+    assert told["points"] == study.search(declared, "lion", 7) and told["seeds"] == range(7, 11)
+    assert (told["reruns"], told["together"], told["lanes"], told["replan"]) == (1, False, 3, replan)
+    assert told["identity"] == own["id"] and told["accepted"] == {"older", own["id"]}
 
 
 STUDY = """

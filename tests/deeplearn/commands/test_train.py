@@ -5,6 +5,11 @@ import time
 
 import pytest
 
+from deeplearn import experiment
+from deeplearn.errors import UserError
+from deeplearn.identity import source as sources
+from deeplearn.training import checkpoints, logs, metric_lines, report
+
 
 def prints(workdir):
     """The fingerprints of every array in the newest checkpoint."""
@@ -138,6 +143,89 @@ def test_mistakes(run, tmp_path, arguments, said):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1 and said in lines[0], err
     assert "Traceback" not in err and not (tmp_path / "run").exists()
+
+
+MISLED = """
+import numpy as np
+from deeplearn.config import base_config
+from deeplearn.data.sources import Arrays
+from deeplearn.data.splits import Data
+from deeplearn.experiment import wire
+from deeplearn.models.mlp import MLP
+from deeplearn.tasks.classification import classification
+
+
+def get_config():
+    return base_config(steps=12, batch_size=16, eval_every=4, checkpoint_every=4, log_every=4, learning_rate=0.1)
+
+
+def build(config):
+    def split(shift):
+        labels = np.arange(96, dtype=np.int32) % 3
+        images = np.eye(3, dtype=np.float32)[labels].reshape(-1, 3, 1, 1)
+        return Arrays({"image": images, "label": (labels + shift) % 3})
+
+    data = Data("misled", split(0), split(1), split(0), ("a", "b", "c"))
+    return wire(config, classification(MLP((8,), 3), (3, 1, 1), 3), data)
+"""
+
+
+@pytest.fixture
+def misled(command, tmp_path, monkeypatch):
+    """`misled(**fields)`: trains, or goes on, in tmp_path / "run"; what the report at the end is told.
+
+    The labels of validation are wrong ones, so that the first of three checkpoints is the best.
+    """
+    train = command("train", "--workdir=run", "--accept=config")
+    (tmp_path / "misled.py").write_text(MISLED)
+    source = sources.collect(tmp_path / "misled.py")
+    told = []
+    monkeypatch.setattr(report, "before", lambda *arguments: None)
+    monkeypatch.setattr(report, "after", lambda *arguments: told.append(arguments) or "done")
+
+    def misled(**fields):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        train.run(source, experiment.configure(source, {"mesh": "data:1", **fields}), tmp_path / "run")
+        return told[-1]
+
+    return misled
+
+
+def test_the_end_of_a_run_is_told_of_its_best_checkpoint(misled, tmp_path):
+    workdir, _, _, best, progress, reason = misled()
+    assert (workdir, best.step, reason) == (tmp_path / "run", 4, "done")
+    assert [line["step"] for line in records(tmp_path / "run")] == [4, 8, 12]
+
+
+def test_a_log_goes_on_from_the_checkpoint(misled, tmp_path):
+    """What an earlier attempt wrote beyond it is dropped; what is before it stays in the file."""
+    misled()
+    lines = records(tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write(metric_lines.encode(16, {"loss": 1.0}))
+    misled()
+    assert records(tmp_path / "run") == lines and not (tmp_path / "run" / "metrics.jsonl.1").exists()
+
+
+def test_a_start_whose_checkpoint_does_not_fit_is_not_recorded(misled, tmp_path):
+    """Another optimizer, accepted as a config, has another state."""
+    misled()
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="is of another model: "):
+        misled(optimizer="momentum")
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+def test_what_is_logged_is_in_the_workdir_before_the_checkpoint(misled, monkeypatch):
+    """A bucket gets lines from time to time; a run that goes on from the checkpoint must not miss any."""
+    order = []
+    opened, save = logs.open_logs, checkpoints.save
+    monkeypatch.setattr(
+        logs, "open_logs", lambda *arguments: opened(*arguments)._replace(flush=lambda: order.append("flush"))
+    )
+    monkeypatch.setattr(checkpoints, "save", lambda *arguments: order.append("save") or save(*arguments))
+    misled()
+    assert order == ["flush", "save"] * 3
 
 
 def test_another_config_in_the_same_workdir(run, fragile, tmp_path):

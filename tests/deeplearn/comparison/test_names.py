@@ -40,6 +40,7 @@ TEXTS = st.one_of(ordinary(), like(), ordinary().map(names.folder), st.text(max_
 @UNHURRIED
 @given(texts=st.lists(TEXTS, max_size=6, unique=True))
 @example(texts=["adam(b1=0.8)", "adam-b1-0.8", "adam(b1=0.8", "adam b1 0.8", "adam(b1=-0.8)", "adam(b1= 0.8)"])
+@example(texts=["Adam", "ADAM", "adam", "aDam(b1=0.8)", "Adam(b1=0.8)"])
 @example(texts=["adam(a=1e-2)", "adam(a=1e,2=0)", "adam(a=1,e=2)", "adam(a=1e2)", "adam(a=1E-2)"])
 @example(texts=["adam(a=1,b=-2)", "adam(a=1, b=2)", "adam(a=1,b=2)", "adam(a=1,-b=2)", "adam(a=True)", "adam(a=true)"])
 @example(

@@ -106,6 +106,8 @@ def test_curves_are_shortened_and_hyperparameters_are_not():
     first = study["workloads"][0]["runs"][2]
     assert first["curves"]["loss"][1] == 1.38096 and first["hyperparameters"] == {"learning_rate": RATES[1]}
     assert study["workloads"][0]["runs"][6]["curves"]["loss"][3] is None
+    assert first["epochs"] == make()["workloads"][0]["runs"][2]["epochs"] != first["seconds"]
+    assert first["seconds"] == make()["workloads"][0]["runs"][2]["seconds"]
 
 
 def test_a_disk_that_refuses_is_a_line(tmp_path):

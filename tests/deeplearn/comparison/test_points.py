@@ -76,6 +76,8 @@ def test_bounds_replace_the_tables():
     found = points.halton("adam", 8, bounds={"b1": (0.5, 0.6), "eps": (1e-8, 1e-3)})
     assert all(0.5 <= point["b1"] <= 0.6 and 1e-8 <= point["eps"] <= 1e-3 for point in found)
     assert [set(point) for point in found] == [{"learning_rate", "b1", "b2", "eps"}] * 8
+    table = points.space("adam")
+    assert points.space("adam", {"b1": (0.5, 0.6)}) == {**table, "b1": table["b1"]._replace(low=0.5, high=0.6)}
     assert points.grid("adam", 2, {"learning_rate": (0.1, 1.0)}) == [{"learning_rate": 0.1}, {"learning_rate": 1.0}]
 
 

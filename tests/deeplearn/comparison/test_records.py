@@ -29,6 +29,13 @@ def test_a_row_an_evaluation(rows):
     assert row["seconds"] == 3.0 and row["validation/accuracy"] == 0.5
 
 
+def test_without_reruns_no_run_stands_twice(outcomes):
+    """The final runs are those of tuning then, and have seen no test split."""
+    alone = [result._replace(final=result.final._replace(test={})) for result in outcomes[0].results]
+    assert [phase for phase, *_ in records.phases(outcomes[0]._replace(results=alone))] == ["tune"] * 2
+    assert [phase for phase, *_ in records.phases(outcomes[0])] == ["tune", "final"] * 2
+
+
 def test_csv_and_parquet_say_the_same(tmp_path, rows):
     rows["b1"] = [0.5, *[None] * 71]
     records.write_csv(tmp_path / "x.csv", rows)

@@ -1,9 +1,11 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from deeplearn.comparison import page, report
+from deeplearn.experiment import Target
 
 
 def test_the_table(outcomes):
@@ -22,6 +24,27 @@ def test_the_paired_statement(outcomes):
     """Slow is at the target after two evaluations each, quick after 4, 1 and 2: one seed each, and a tie."""
     assert report.paired(outcomes[0]) == ["quick reaches the target before slow: 1 of 2 seeds, 1 ties, p = 1"]
     assert report.paired(outcomes[1]) == ["slow reaches the target before quick: 2 of 2 seeds, 1 ties, p = 0.5"]
+
+
+@pytest.mark.parametrize(
+    "metric, goal",
+    [("validation/accuracy", Target("accuracy", True, 2.0)), ("validation/loss", Target("loss", False, 0.0))],
+)
+def test_of_those_that_miss_the_target_the_best_comes_first(outcomes, metric, goal):
+    """Whether more or less of the last value is better."""
+    (slow, quick) = outcomes[0].results
+    quick.final.curves[metric] = quick.final.curves[metric] + (-0.05 if goal.rises else 0.05)
+    for final in (slow.final, quick.final):
+        final.test[goal.metric] = np.zeros(3)
+    for results in ([slow, quick], [quick, slow]):
+        found = report.rows(outcomes[0]._replace(results=results, metric=metric, goal=goal))
+        assert [row.optimizer for row in found] == ["slow", "quick"] and found[0].reached == "0 of 3"
+
+
+def test_the_bands_are_those_of_the_final_runs(outcomes):
+    outcomes[0].results[0].final.curves["loss"] = np.full((3, 4), 7.0)
+    bands = report.document("t", outcomes[:1], {})["workloads"][0]["bands"]
+    assert bands["slow"]["loss"]["middle"] == [7.0] * 4 and max(bands["quick"]["loss"]["middle"]) < 1
 
 
 def test_the_document_is_json(outcomes):

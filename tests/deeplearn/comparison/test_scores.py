@@ -127,6 +127,12 @@ def test_a_band_is_drawn_within_each_workload():
     np.testing.assert_array_equal(high, [1, 5, INF])
 
 
+def test_the_seeds_of_a_workload_are_drawn_apart_from_the_others():
+    """The two workloads' values of a seed add up to one: drawn together they would leave nothing to chance."""
+    low, high = scores.bootstrap(np.array([[0.0, 1.0], [1.0, 0.0]]), lambda v: v.mean((1, 2)), resamples=200)
+    assert low < 0.5 < high
+
+
 def test_the_same_seed_gives_the_same_band():
     values = np.random.default_rng(1).normal(size=(8, 3))
     bands = [scores.bootstrap(values, lambda v: v.mean((1, 2)), resamples=100, seed=s) for s in (0, 0, 1)]

@@ -102,7 +102,7 @@ def rewrite(text):
         "a run without fields": lambda file: write_content(file, {}),
         "no steps": change(steps=[]),
         "steps that are texts": change(steps=["5", "10", "12"]),
-        "steps beyond 64 bits": change(steps=[5, 10, 2**70]),
+        "steps beyond 64 bits": change(steps=[5, 10, 2**63]),
         "fewer seconds than steps": change(seconds=[1.0]),
         "a nested curve": change(curves={"loss": [[1.0]] * 3, "validation/loss": [1.0] * 3}),
         "a short curve": change(curves={"loss": [1.0], "validation/loss": [1.0] * 3}),

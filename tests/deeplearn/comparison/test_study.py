@@ -24,6 +24,7 @@ def test_points():
     found = {name: study.search(made, name, 0) for name in made.optimizers}
     assert [len(points) for points in found.values()] == [4, 4]
     assert all(0.5 <= point["b1"] <= 0.6 for point in found["adam"])
+    assert all(0.5 <= point["b1"] <= 0.6 for point in study.search(made, "adam(b2=0.9)", 0))  # settings or not
     assert len(study.search(make(learning_rates=3), "adam", 0)) == 3
     assert study.search(make(learning_rates=[0.1, 0.2]), "lion", 0) == [{"learning_rate": 0.1}, {"learning_rate": 0.2}]
 

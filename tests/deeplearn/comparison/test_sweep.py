@@ -1,3 +1,6 @@
+import itertools
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -164,11 +167,14 @@ def test_no_lanes(number):
         sweeps.prepare("adam", build(), runs([0.1], [0]), lanes=number)
 
 
-def test_slices_alone_have_the_bits_of_the_whole_sweep():
-    """Also the last one, which repetition fills up."""
+def test_slices_alone_have_the_bits_of_the_whole_sweep(monkeypatch):
+    """Also the last one, which repetition fills up, and whose runs share its time among fewer."""
     prepared = sweeps.prepare("adam", build(), runs([0.01, 0.03], range(10)), lanes=8)
-    whole = list(sweeps.train(prepared, test=True))
+    with monkeypatch.context() as patch:  # a chunk takes a second, and there are four
+        patch.setattr(sweeps, "time", SimpleNamespace(perf_counter=itertools.count(0.0).__next__))
+        whole = list(sweeps.train(prepared, test=True))
     assert [len(part.seeds) for part in whole] == [8, 8, 4]
+    assert [part.seconds[:, -1].tolist() for part in whole] == [[0.5] * 8, [0.5] * 8, [1.0] * 4]
     calls = []
     again = sweeps.prepare("adam", build(), runs([0.01, 0.03], range(10)), lanes=8)
     parts = list(sweeps.train(again, [2, 0], test=True, report=lambda *at: calls.append(at[:3])))

@@ -173,6 +173,25 @@ def test_a_mirror_copies_when_it_is_time(root, workdir):
     assert files.locate(f"{workdir}/a").read_text() == "12"
 
 
+def test_a_mirror_of_what_cannot_be_read_now(root, workdir, monkeypatch):
+    """It would replace the object by one that begins anew."""
+    files.locate(f"{workdir}/a").write_bytes(b"old")
+
+    def fail(self, path, *arguments, **kwargs):
+        raise RuntimeError("503, try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket.Bucket, "_open", fail)
+        with pytest.raises(UserError, match=f"cannot read {workdir}/a: RuntimeError: 503, try again; nothing was"):
+            files.mirror(workdir, ["a", "none"])
+    local, push = files.mirror(workdir, ["a", "none"])
+    assert [path.name for path in local.iterdir()] == ["a"] and (local / "a").read_bytes() == b"old"
+    (local / "b" / "c").mkdir(parents=True)
+    (local / "b" / "c" / "d").write_text("1")
+    push(now=True)
+    assert there(root, workdir) == ["a", "b/c/d"]
+
+
 def test_the_manifest(root, workdir, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def get_config(): return 7\ndef build(config): pass")
