@@ -120,6 +120,12 @@ def test_a_manifest_holds_all_of_a_source(project):
     assert sources.read(sources.from_json(sources.as_json(source))) == source
 
 
+def test_a_file_that_a_manifest_leaves_out_is_missed(project):
+    source = sources.collect(project / "mine" / "main.py")
+    modules = {name: path for name, path in source.modules.items() if name != "mine/deep.py"}
+    assert sources.differing(source._replace(modules=modules), sources.digests(source)) == ["mine/deep.py"]
+
+
 def test_a_copy_that_was_changed_is_refused(project, tmp_path):
     source = sources.collect(project / "mine" / "main.py")
     digests = sources.digests(source)
@@ -166,6 +172,13 @@ class TestOrigin:
         copy = sources.stored(source, digests, workdir)
         with pytest.raises(UserError, match="if you trust that directory"):
             origin(workdir, copy, digests)
+
+    def test_nor_a_module_there(self, run):
+        workdir, source, digests = run
+        copy = sources.stored(source, digests, workdir)
+        modules = {**source.modules, "mine/deep.py": copy.modules["mine/deep.py"]}
+        with pytest.raises(UserError, match="if you trust that directory"):
+            origin(workdir, sources.Source(source.experiment, modules, source.libraries), digests)
 
     def test_nor_one_whose_digests_are_unknown_or_are_to_be_accepted(self, tmp_path):
         file = tmp_path / "experiment.py"
