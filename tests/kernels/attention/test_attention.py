@@ -125,6 +125,20 @@ def test_kinds_of_tiles_of_every_length(length, span):
         np.testing.assert_array_equal(kinds[:, i, j], wanted)
 
 
+def test_kinds_of_tiles_of_every_band():
+    """Tiles that an end of the band cuts, and those at which it ends, among them."""
+    (length, span), size = (6, 9), (3, 4)
+    apart = np.arange(span) - np.arange(length)[:, None]
+    for low, high in itertools.product((None, *range(-7, 11)), repeat=2):
+        if low is not None and high is not None and low > high:
+            continue
+        allowed = np.ones((length, span), bool) & (low is None or apart >= low) & (high is None or apart <= high)
+        some, every = masks.band_tiles(masks.Band(low, high), size, (length, span))
+        for i, j in np.ndindex(*some.shape):
+            tile = allowed[i * 3 : (i + 1) * 3, j * 4 : (j + 1) * 4]
+            assert some[i, j] == tile.any() and every[i, j] == (tile.all() and tile.shape == size)
+
+
 @pytest.mark.parametrize(
     "queries, keys, kind",
     [
