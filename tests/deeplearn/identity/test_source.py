@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_what_an_experiment_imports(project):
     expected = ["mine/deep.py", "mine/lazy.py", "mine/parts/__init__.py", "mine/parts/more.py", "mine/parts/width.py"]
     assert list(source.modules) == expected and source.libraries == ("hypothesis", "numpy")
     assert all(path == project / name for name, path in source.modules.items())
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("import a.b, c", ["a.b", "c"]),
+        ("from a import b", ["a", "a.b"]),
+        ("from . import more", ["mine.parts", "mine.parts.more"]),
+        ("from .more import MORE", ["mine.parts.more", "mine.parts.more.MORE"]),
+        ("from ..deep import DEEP", ["mine.deep", "mine.deep.DEEP"]),
+    ],
+)
+def test_the_names_that_an_import_may_mean(text, names):
+    """In a module of the package mine.parts."""
+    assert list(sources._imports(Path("width.py"), text.encode(), "mine.parts")) == names
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in experiment.HOME.glob("[a-z]*.py")))

@@ -100,6 +100,12 @@ def test_a_broken_message(pair, capsys, name):
     assert cause in line and line.endswith(GO_ON)
 
 
+@pytest.mark.parametrize("name", [name for name, (data, _) in BROKEN.items() if isinstance(data, dict)])
+def test_what_is_no_message(name):
+    with pytest.raises(frames.Malformed):
+        messages.checked(BROKEN[name][0], sender=1, count=2)
+
+
 @pytest.mark.parametrize("value", [None, [], [1], [1, 2, 3], {"0": 1}])
 def test_process_0_says_what_all_say(pair, capsys, value):
     _, other, statuses = pair(receiver=1)
