@@ -111,7 +111,7 @@ def test_kinds_of_tiles(data, length, span):
                 assert (kind == masks.FULL) == (tile.all() and tile.shape == size)
 
 
-@pytest.mark.parametrize("length, span", itertools.product((5, 6), (7, 8)))
+@pytest.mark.parametrize("length, span", [*itertools.product((5, 6), (7, 8))])
 def test_kinds_of_tiles_of_every_length(length, span):
     """Tiles and lengths that end one query or one key short of a tile among them."""
     ends = np.stack(np.meshgrid(range(length + 1), range(span + 1)), axis=-1).reshape(-1, 2).astype(np.int32)

@@ -180,13 +180,10 @@ def test_more_keys_than_queries():
     query, key, value = draw(HEADS, 0)[:, :24], draw(GROUPS, 1), draw(GROUPS, 2)
     asked = {"query_seq_lengths": jnp.array([20, 24]), "key_value_seq_lengths": jnp.array([30, 48])}
     wanted = attention(query, key, value, implementation="reference", **asked)
-    np.testing.assert_allclose(divided(2, **asked)(query, key, value), wanted, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(divided(2, **asked))(query, key, value), wanted, rtol=1e-11, atol=1e-12)
     for band in ({"is_causal": True}, {"local_window_size": 3}):
         with pytest.raises(ValueError, match="need as many keys as queries on a device, not 24 and 12"):
             divided(2, **band)(query, key, value)
-        attention_of_one = divided(1, **band)(query, key, value)
-        wanted = attention(query, key, value, implementation="reference", **band)
-        np.testing.assert_allclose(attention_of_one, wanted, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(
