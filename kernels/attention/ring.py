@@ -50,7 +50,8 @@ def ring_attention(
     of them are under a causal mask, costs its journey alone. The lengths count whole sequences; all other arrays are
     the device's own. First and second derivatives work in forward and reverse mode; third derivatives raise.
 
-    Args, returns, raises: as `kernels.attention.attention`; an implementation that gives a log-sum-exp.
+    Args, returns, raises: as `kernels.attention.attention`; an implementation that gives a log-sum-exp; T = S for
+    `is_causal` and a window.
 
     Example:
       >>> mesh = jax.sharding.Mesh(jax.devices()[:1], ("sequence",))
@@ -66,13 +67,16 @@ def ring_attention(
     if backends.empty(arrays):
         shapes = f"{arrays.query.shape} and {arrays.key.shape}"
         raise ValueError(f"ring attention takes no empty arrays, and query and key are {shapes}")
+    size, length, span = lax.axis_size(axis_name), arrays.query.shape[1], arrays.key.shape[1]
+    if size > 1 and request.band != Band() and length != span:  # the band of a block would depend on the device
+        raise ValueError(f"is_causal and windows need as many keys as queries on a device, not {span} and {length}")
     name = implementation or backends.fastest(request, arrays, among=backends.PLATFORMS)
     if name not in backends.PLATFORMS:
         raise ValueError(f"implementation must be None or one of {', '.join(backends.PLATFORMS)}, not {name!r}")
     if reason := backends.refusal(request, arrays, name):
         raise NotImplementedError(f"implementation={name!r} {reason}")
     target.record("ring attention", name)
-    ring = Ring(axis_name, lax.axis_size(axis_name), request, name)
+    ring = Ring(axis_name, size, request, name)
     out, lse = derivatives.attention(passes(ring), arrays)
     query = jnp.asarray(query)
     out = out.astype(query.dtype).reshape(query.shape)

@@ -206,6 +206,25 @@ def test_answers_of_all_workers(cloud):
     assert (status, err) == (0, "") and "the command is done" in out
 
 
+@pytest.mark.parametrize(
+    "states, action",
+    [
+        (["0", "running"], "wait"),
+        (["0", "143"], "start"),  # one was shut down
+        (["143", "running"], "wait"),
+        (["143", "143"], "start"),
+        (["0", "stopped"], "stopped"),
+        (["143", "stopped"], "stopped"),
+        (["1", "lost"], "start"),  # a lost worker makes the others crash
+        (["1", "0"], "crashed"),
+        (["2", "lost", "1"], "failed"),
+        (["new", "2"], "install"),
+    ],
+)
+def test_what_is_to_be_done(states, action):
+    assert answers.judge(states) == answers.judge(states[::-1]) == action
+
+
 FAILURES = {
     "ERROR: (gcloud.x) NOT_FOUND: Resource 'projects/p/locations/z/nodes/a' was not found": gcloud.Missing,
     "ERROR: (gcloud.x) HTTPError 404: The resource 'projects/p/zones/z/a' was not found": gcloud.Missing,

@@ -106,14 +106,15 @@ def test_a_job_ends_as_its_command_does(slurm, played, status):
 
 
 def test_a_job_whose_time_is_up_saves_and_queues_again(slurm):
-    """The signal that announces it goes to the tasks, and not by way of srun."""
-    saves = "bash -c 'trap \"sleep 0.2; echo saved; exit 0\" TERM; echo ready; while :; do sleep 0.05; done'"
+    """The signal that announces it goes to the tasks, and not by way of srun; the queue has to wait for the save."""
+    save = "sleep 0.2; echo saved | tee -a $NOTES; exit 0"
+    saves = f"bash -c 'trap \"{save}\" TERM; echo ready; while :; do sleep 0.05; done'"
     process, notes = slurm(saves, "train")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(10)  # SIGUSR1
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "saved\n")
-    assert notes.read_text().splitlines()[1:] == ["scancel --signal=TERM 7", "scontrol requeue 7"]
+    assert notes.read_text().splitlines()[1:] == ["scancel --signal=TERM 7", "saved", "scontrol requeue 7"]
 
 
 def test_each_start_of_a_job_has_a_token_of_its_own(slurm):

@@ -369,3 +369,15 @@ def test_the_command_imports_nothing_heavy():
 def test_pauses_grow_to_a_limit():
     pauses = [life.pause(count, 30.0) for count in range(1, 60)]
     assert pauses == sorted(pauses) and pauses[0] == 30 and pauses[-1] == life.LONGEST
+
+
+def test_pauses_between_losses_grow_until_the_command_runs(monkeypatch):
+    """However often the TPU is waited for meanwhile."""
+    replace, wait = life.Look("replace", "FAILED", "FAILED"), life.Look("wait", "CREATING", "CREATING")
+    runs, done = life.Look("wait", "step 1", "ACTIVE"), life.Look("done", "", "ACTIVE")
+    looks = iter([replace, wait, replace, wait, replace, runs, replace, runs, done])
+    monkeypatch.setattr(life, "look", lambda tpu: next(looks))
+    monkeypatch.setattr(life, "carry_out", lambda tpu, lines: "")
+    pauses = []
+    life.follow(gcloud.Tpu("a", "z"), ["true"], life.Times(9, 1.0, pauses.append), lambda line: None)
+    assert pauses == [1, 1, 2, 1, 4, 1, 1, 1]

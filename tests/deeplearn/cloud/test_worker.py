@@ -107,6 +107,16 @@ def test_what_was_killed_is_lost(home):
     assert ended(home, "lost")
 
 
+def test_what_is_lost_after_it_was_stopped_and_started(home):
+    call(home, "start", *SAVES)
+    says(home, "step 1")
+    call(home, "stop")
+    call(home, "start", *SLEEPS)
+    says(home, "step 1")
+    os.killpg(-group(home), 9)
+    assert ended(home, "lost")
+
+
 def test_starting_again_ends_what_is_left(home):
     call(home, "start", *SAVES)
     says(home, "step 1")

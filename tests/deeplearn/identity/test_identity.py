@@ -66,6 +66,19 @@ def test_what_may_change():
     assert identity.check("runs/a", {"config": HERE["config"]}, HERE) == []  # an older directory's
 
 
+def test_the_order_of_fields_is_no_part_of_the_digest():
+    turned = {section: dict(reversed(fields.items())) for section, fields in reversed(HERE.items())}
+    assert list(turned) != list(HERE) and identity.digest(turned) == identity.digest(HERE)
+
+
+def test_the_kernels_are_those_for_the_devices():
+    """Of which there may be fewer than there are here."""
+    source = sources.collect(experiment.find("digits_mlp"))
+    wired = experiment.load(source).build(experiment.configure(source, {"mesh": "data:8"}))
+    with pytest.raises(UserError, match="mesh data:8 needs 8 devices, there are 2"):
+        identity.identify(wired, source, jax.devices()[:2])
+
+
 def test_unknown_sections():
     with pytest.raises(UserError, match="unknown part of the identity in --accept 'version'; did you mean versions"):
         identity.parse_accept(["data", "version"])

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_what_an_experiment_imports(project):
     expected = ["mine/deep.py", "mine/lazy.py", "mine/parts/__init__.py", "mine/parts/more.py", "mine/parts/width.py"]
     assert list(source.modules) == expected and source.libraries == ("hypothesis", "numpy")
     assert all(path == project / name for name, path in source.modules.items())
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("import a.b, c", ["a.b", "c"]),
+        ("from a import b", ["a", "a.b"]),
+        ("from . import more", ["mine.parts", "mine.parts.more"]),
+        ("from .more import MORE", ["mine.parts.more", "mine.parts.more.MORE"]),
+        ("from ..deep import DEEP", ["mine.deep", "mine.deep.DEEP"]),
+    ],
+)
+def test_the_names_that_an_import_may_mean(text, names):
+    """In a module of the package mine.parts."""
+    assert list(sources._imports(Path("width.py"), text.encode(), "mine.parts")) == names
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in experiment.HOME.glob("[a-z]*.py")))
@@ -120,6 +136,12 @@ def test_a_manifest_holds_all_of_a_source(project):
     assert sources.read(sources.from_json(sources.as_json(source))) == source
 
 
+def test_a_file_that_a_manifest_leaves_out_is_missed(project):
+    source = sources.collect(project / "mine" / "main.py")
+    modules = {name: path for name, path in source.modules.items() if name != "mine/deep.py"}
+    assert sources.differing(source._replace(modules=modules), sources.digests(source)) == ["mine/deep.py"]
+
+
 def test_a_copy_that_was_changed_is_refused(project, tmp_path):
     source = sources.collect(project / "mine" / "main.py")
     digests = sources.digests(source)
@@ -166,6 +188,13 @@ class TestOrigin:
         copy = sources.stored(source, digests, workdir)
         with pytest.raises(UserError, match="if you trust that directory"):
             origin(workdir, copy, digests)
+
+    def test_nor_a_module_there(self, run):
+        workdir, source, digests = run
+        copy = sources.stored(source, digests, workdir)
+        modules = {**source.modules, "mine/deep.py": copy.modules["mine/deep.py"]}
+        with pytest.raises(UserError, match="if you trust that directory"):
+            origin(workdir, sources.Source(source.experiment, modules, source.libraries), digests)
 
     def test_nor_one_whose_digests_are_unknown_or_are_to_be_accepted(self, tmp_path):
         file = tmp_path / "experiment.py"

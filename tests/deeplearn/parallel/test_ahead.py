@@ -107,6 +107,21 @@ def test_what_the_compiler_keeps_for_itself():
     assert "of 2.0 GiB: fits, 1.0 GiB are left" in command.describe(analysis())
 
 
+@pytest.mark.parametrize("precision, peak", [("float32", 5e11), ("bfloat16", 1e12)])
+def test_the_peak_is_that_of_the_precision(precision, peak):
+    machine = analysis().topology._replace(devices=jax.devices()[:1])
+    e = build("digits_mlp", precision=precision)
+    assert ahead.analyse(e, machine, 1.0, activations=False).peak == peak
+
+
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA H200": "h200"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_chip_that_a_kind_of_device_is(kind):
+    assert topologies.of_kind(kind) is topologies.CHIPS[KINDS[kind]]
+
+
 @pytest.mark.parametrize("data, said", [(4, "data:4 of 4 devices; "), (2, "data:2 of 2 devices (2 are idle); ")])
 def test_devices_that_a_mesh_leaves_out(data, said):
     assert said in command.describe(analysis(mesh={"data": data, "fsdp": 1}))

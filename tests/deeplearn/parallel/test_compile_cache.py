@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -222,6 +223,19 @@ def test_a_cache_of_limited_size(tmp_path):
     flip(100)(tmp_path / next(path.name for path in tmp_path.glob("jit_a-*-cache")))
     for hits in ({"b"}, {"a", "b"}):
         assert finish(start(tmp_path, "a", "b", **limit)) == ({"a": 14.0, "b": 20.0}, hits, "")
+
+
+def test_an_entry_that_cannot_be_loaded_is_deleted(tmp_path):
+    """It is intact, and of another JAX: otherwise its program would be compiled at each start."""
+
+    def refuse(key):
+        raise ValueError("compressed by zstd")
+
+    cache = compile_cache.CheckedCache(types.SimpleNamespace(_path=tmp_path, eviction_enabled=False))
+    cache.put("a", b"program")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert compile_cache._read(refuse, types.SimpleNamespace(_cache=cache), "a") == (None, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_user_without_a_home_directory_has_no_cache(monkeypatch):

@@ -95,6 +95,12 @@ def test_a_loop_of_unknown_length():
     found = cost.of(compiled(within, shape(dtype=jnp.int32), shape(8, 8)).as_text())
     assert (found.flops, found.unknown) == (5 * 2 * 8**3, 1)
 
+    def until(x):  # whose constant is no number of turns
+        return lax.while_loop(lambda state: state[0] > 3, lambda state: (state[0] // 2, state[1] @ state[1]), (64, x))
+
+    found = cost.of(jax.jit(lambda x: until(x)[1]).lower(shape(8, 8)).as_text(dialect="hlo"))
+    assert found.flops == 2 * 8**3
+
 
 def test_memory_that_is_moved():
     """Each array once; of a stack that a loop reads from and writes to, a row at each turn."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deeplearn.errors import UserError
 from deeplearn.parallel import mesh, processes
@@ -128,6 +128,16 @@ def test_a_batch_is_divided_by_rows(text, rows):
         assert tree["image"].addressable_shards[0].data.shape == (rows, 3, 2)
         assert tree["label"].addressable_shards[0].data.shape == (rows,)
         jax.tree.map(np.testing.assert_array_equal, tree, batch)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_this_process_along_an_axis(axis):
+    m = mesh.parse("data:8")
+    whole = np.moveaxis(np.arange(96).reshape(16, 2, 3), 0, axis)
+    at = NamedSharding(m, PartitionSpec(*[None] * axis, mesh.BATCH_AXES))
+    found = mesh.assemble(whole, mesh.rows_here(m, 16), 16, at, axis)
+    assert found.sharding == at
+    np.testing.assert_array_equal(found, whole)
 
 
 def test_a_model_that_does_not_divide_positions():

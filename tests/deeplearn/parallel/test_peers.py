@@ -4,6 +4,7 @@ import queue
 import socket
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -99,6 +100,12 @@ def test_a_broken_message(pair, capsys, name):
     assert cause in line and line.endswith(GO_ON)
 
 
+@pytest.mark.parametrize("name", [name for name, (data, _) in BROKEN.items() if isinstance(data, dict)])
+def test_what_is_no_message(name):
+    with pytest.raises(frames.Malformed):
+        messages.checked(BROKEN[name][0], sender=1, count=2)
+
+
 @pytest.mark.parametrize("value", [None, [], [1], [1, 2, 3], {"0": 1}])
 def test_process_0_says_what_all_say(pair, capsys, value):
     _, other, statuses = pair(receiver=1)
@@ -146,6 +153,17 @@ def test_a_large_value_goes_round(pair):
         frames.send(other, {"say": "x" * 20_000_000})
 
 
+def test_a_message_as_large_as_the_limit():
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        frame = frames.encode(KEY, "a", {"say": 1}, limit=10)
+        ends[0].sendall(frame)
+        assert frames.decode(KEY, "a", *frames.read(ends[1], 10, None)) == {"say": 1}
+        ends[0].sendall(frame)
+        with pytest.raises(frames.Malformed, match="a length of 10 bytes, of at most 9"):
+            frames.read(ends[1], 9, None)
+
+
 @pytest.mark.parametrize("receiver", [0, 1])
 @pytest.mark.parametrize("data", [b"", bytes(20), frames.HEADER.pack(1000, bytes(32)) + b"{"])
 def test_a_peer_that_hangs(pair, capsys, receiver, data):
@@ -187,6 +205,28 @@ def test_a_heartbeat_does_not_wait_for_full_buffers():
         thread.start()
         thread.join(WAIT)
         assert not thread.is_alive() and channel.sent == 0
+
+
+def test_a_last_word_waits_for_so_many_seconds(monkeypatch):
+    """A poll counts milliseconds."""
+    asked = []
+    poll = types.SimpleNamespace(register=lambda *_: None, poll=asked.append)
+    monkeypatch.setattr(frames.select, "poll", lambda: poll)
+    frames.send_now(frames.Channel(None, KEY, 0, 1), {"end": WORD}, timeout=1.5)
+    assert asked == [1500]
+
+
+def test_a_peer_that_has_hung_up():
+    ends = socket.socketpair()
+    channel = frames.Channel(ends[0], KEY, 0, 1)
+    assert not frames.hung_up(channel)
+    ends[1].sendall(b"a")
+    assert not frames.hung_up(channel), "something is left to read"
+    ends[0].recv(1)
+    ends[1].close()
+    assert frames.hung_up(channel)
+    ends[0].close()
+    assert frames.hung_up(channel)
 
 
 def test_an_error_waits_for_what_may_be_its_cause(pair):

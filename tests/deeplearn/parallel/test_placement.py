@@ -18,6 +18,7 @@ from deeplearn.parallel import mesh, placement
 
 # 48 is no dimension of the model, so that activations show among the collectives.
 BATCH, FEATURES, CLASSES = 48, 64, 10
+TX = optax.adam(1e-3)
 
 
 class TrainState(NamedTuple):
@@ -208,8 +209,32 @@ def test_small_arrays_stay_whole(size, divided):
         assert (placement.place(params, mesh.parse(text))["kernel"].spec != P()) is divided
 
 
+def test_zero_divides_the_optimizers_state_alone():
+    """Not the parameters, nor an average of them."""
+    state = jax.eval_shape(partial(initial, TX), jax.random.key(0))
+    placed = specs(placement.place_state(state, mesh.parse("data:8"), zero=True))
+    kernels = {"hidden/kernel": P(None, "data"), "narrow/kernel": P("data")}
+    wanted = {f"opt_state/0/{moment}/{path}": spec for moment in ("mu", "nu") for path, spec in kernels.items()}
+    assert {path: spec for path, spec in placed.items() if spec != P()} == wanted
+
+
+def test_the_state_of_a_parameter_whose_name_another_ends_with():
+    params = {"w": jax.ShapeDtypeStruct((64, 128), jnp.float32)}
+    params["layer"] = {"w": jax.ShapeDtypeStruct((128, 64), jnp.float32)}
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, {}, {"mu": params}, ())
+    placed = specs(placement.place_state(state, mesh.parse("fsdp:8")))
+    assert placed["opt_state/mu/w"] == P(None, "fsdp") and placed["opt_state/mu/layer/w"] == P("fsdp")
+
+
+def test_logical_names_are_those_of_the_state_too():
+    params = {"w": jax.ShapeDtypeStruct((64, 128), jnp.float32)}
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, {}, {"mu": params}, ())
+    logical = {**placement.LOGICAL, "embed": "data"}
+    placed = specs(placement.place_state(state, mesh.parse("data:8"), [("w$", ("embed", None))], logical))
+    assert placed["params/w"] == placed["opt_state/mu/w"] == P("data")
+
+
 MESHES = ["data:8", "fsdp:8", "data:4,tensor:2", "data:2,fsdp:2,tensor:2"]
-TX = optax.adam(1e-3)
 
 
 def train_step(state, batch, m, shardings):

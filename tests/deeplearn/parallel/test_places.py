@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import types
 
 import jax
 import pytest
@@ -26,6 +27,16 @@ def test_a_machine_of_its_own_is_all_of_it(monkeypatch, machines, devices):
     with processes.together(processes.Place("a:1", 2, 0, [0]), {}, 1):
         pass
     assert told == {"devices": devices}
+
+
+@pytest.mark.parametrize("rank, order", [(0, ["made", "said"]), (1, ["said", "made"])])
+def test_process_0_has_the_first_turn(monkeypatch, rank, order):
+    """The others find the files that it has made."""
+    done = []
+    monkeypatch.setattr(processes, "_wire", types.SimpleNamespace(rank=rank))
+    monkeypatch.setattr(processes.wires, "gathered", lambda wire, value: done.append("said"))
+    processes.in_turn(lambda: done.append("made"))
+    assert done == order
 
 
 @pytest.fixture
@@ -112,6 +123,22 @@ def test_a_pod_of_tpus_is_found(environment, monkeypatch):
     monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
     monkeypatch.setattr("jax._src.clusters.cluster.running_in_cloud_tpu_vm", True)
     assert processes.found(1) == processes.Place("localhost:8482", 2, 1)
+
+
+@pytest.mark.parametrize("index", [{}, {"JOB_COMPLETION_INDEX": "1"}])
+def test_a_pod_that_cannot_see_the_others(environment, monkeypatch, index):
+    """It is alone only where it is of no job."""
+
+    def refuse(*_):
+        raise RuntimeError("403: Forbidden\nReason: forbidden")
+
+    environment(**POD, **index)
+    monkeypatch.setattr("jax._src.clusters.ClusterEnv.auto_detect_unset_distributed_params", refuse)
+    if not index:
+        assert processes.found(1) is None
+        return
+    with pytest.raises(UserError, match=r"cannot tell the other processes of this cluster \(403: Forbidden\); or give"):
+        processes.found(1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("kubernetes") is not None, reason="kubernetes is installed")

@@ -176,6 +176,13 @@ def test_a_stranger(name):
     assert SECRET.encode() not in answer and len(answer) < 2 * handshake.LIMIT
 
 
+def test_a_connection_has_a_key_of_its_own():
+    """Whoever repeats what one side said before does not know the other's nonce."""
+    keys = [handshake._key(*of) for of in ((b"t", 1, "a", "b"), (b"u", 1, "a", "b"), (b"t", 2, "a", "b"))]
+    keys += [handshake._key(b"t", 1, *nonces) for nonces in ("cb", "ac")]
+    assert len(set(keys)) == len(keys)
+
+
 def test_many_strangers():
     """More than there is room for, all of which hold their connections open."""
     with listening(3) as (port, zero, pool), contextlib.ExitStack() as stack:

@@ -1,3 +1,5 @@
+import contextlib
+import queue
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -5,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deeplearn.errors import UserError
-from deeplearn.parallel import wire
+from deeplearn.parallel import differences, frames, handshake, meeting, wire
 from tests.deeplearn.parallel.launch import free_port
 
 
@@ -24,6 +26,13 @@ def meet(*, count, ranks=None, fields=lambda rank: {}, timeout=5.0):
         return list(pool.map(one, ranks))
 
 
+def connected(port):
+    """A connection to process 0, as soon as it listens."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("localhost", port))
+
+
 def everywhere(function, met):
     with ThreadPoolExecutor(len(met)) as pool:
         return list(pool.map(function, met))
@@ -36,6 +45,31 @@ def test_all_hear_all(count):
         said = everywhere(lambda w: wire.gathered(w, {"rank": w.rank}), met)
         assert said == [[{"rank": rank} for rank in range(count)]] * count
     everywhere(wire.close, met)
+
+
+def test_the_order_is_that_of_the_ranks():
+    """Whoever arrived first."""
+    ends = {rank: socket.socketpair() for rank in (3, 1, 2)}
+    opened = wire.Wire(0, 4, {rank: frames.Channel(ends[rank][0], b"", 0, rank) for rank in ends})
+    opened.said = {rank: queue.Queue() for rank in ends}
+    for rank, said in opened.said.items():
+        said.put(rank)
+    assert wire.gathered(opened, 0) == [0, 1, 2, 3]
+    for rank, (mine, theirs) in ends.items():
+        with mine, theirs:
+            assert frames.receive(frames.Channel(theirs, b"", rank, 0)) == {"say": [0, 1, 2, 3]}
+
+
+def test_a_machine_without_power_is_noticed():
+    """In half a minute, by unanswered probes or by what was sent and not confirmed; Linux counts that in ms."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        meeting.keep_alive(connection)
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        if not all(hasattr(socket, name) for name in names):
+            pytest.skip("not Linux")
+        idle, every, count, most = (connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert idle + every * count == 30 and most == 30 * 1000
 
 
 @pytest.mark.parametrize("ranks, said", [((0, 2), "processes 1 and 3 of 4"), ((0, 1, 2), "process 3 of 4")])
@@ -74,14 +108,36 @@ def test_the_different_are_named():
     assert "processes 2 and 3 were not started as process 0 was: jax is 0.0 on process 0 and 0.1 on proc" in lines[0]
 
 
-def test_another_number_of_processes():
+@pytest.mark.parametrize("rank", [2, 3])
+def test_another_number_of_processes(rank):
     address = f"localhost:{free_port()}"
     with ThreadPoolExecutor(2) as pool:
         zero = pool.submit(wire.meet, address, 0, 2, {}, 5)
-        three = pool.submit(wire.meet, address, 3, 4, {}, 5)
-        for place in (zero, three):
-            with pytest.raises(UserError, match="--processes is 2 on process 0 and 4 on process 3"):
+        other = pool.submit(wire.meet, address, rank, rank + 1, {}, 5)
+        for place in (zero, other):
+            with pytest.raises(UserError, match=f"--processes is 2 on process 0 and {rank + 1} on process {rank}"):
                 place.result()
+
+
+@pytest.mark.parametrize("fields", [({}, {"lr": 1}), ({"lr": 1}, {})])
+def test_what_one_alone_has_is_different(fields):
+    here, there = (of.get("lr", "absent") for of in fields)
+    line = differences.differences(dict(enumerate(fields)))
+    assert line.endswith(f"lr is {here} on process 0 and {there} on process 1")
+
+
+def test_a_process_that_comes_back():
+    """It ended before all were there, and was started again."""
+    port = free_port()
+    with ThreadPoolExecutor(3) as pool:
+        zero = pool.submit(wire.meet, f"localhost:{port}", 0, 3, {}, 20)
+        with contextlib.closing(connected(port)) as connection:
+            channel = handshake.ask(connection, 1, b"")
+            frames.send(channel, {"fields": {"--processes": 3}})
+        others = [pool.submit(wire.meet, f"localhost:{port}", rank, 3, {}, 20) for rank in (1, 2)]
+        met = [future.result() for future in (zero, *others)]
+        assert everywhere(lambda w: wire.gathered(w, w.rank), met) == [[0, 1, 2]] * 3
+        everywhere(wire.close, met)
 
 
 def test_strangers_and_doubles():
@@ -90,12 +146,7 @@ def test_strangers_and_doubles():
     address = f"localhost:{port}"
     with ThreadPoolExecutor(4) as pool:
         zero = pool.submit(wire.meet, address, 0, 3, {}, 20)
-        stranger = None
-        while stranger is None:
-            try:
-                stranger = socket.create_connection(("localhost", port))
-            except ConnectionRefusedError:
-                pass
+        stranger = connected(port)
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         arrived = threading.Event()
         ones = [pool.submit(wire.meet, address, 1, 3, {}, 20) for _ in range(2)]

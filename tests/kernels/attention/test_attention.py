@@ -1,6 +1,7 @@
 """Every implementation against the formula in float64, values and all gradients; the formula against others'."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,13 @@ from tests.kernels.attention.cases import (
     BANDS,
     BOUNDS,
     CASES,
+    HEADS,
+    LENGTH,
+    SPAN,
     check,
     check_numbers,
     check_poison,
+    coin,
     distance,
     draw,
     inputs,
@@ -106,6 +111,60 @@ def test_kinds_of_tiles(data, length, span):
             if mask == masks.Mask():
                 assert (kind == masks.EMPTY) == (not tile.any())
                 assert (kind == masks.FULL) == (tile.all() and tile.shape == size)
+
+
+@pytest.mark.parametrize("length, span", [*itertools.product((5, 6), (7, 8))])
+def test_kinds_of_tiles_of_every_length(length, span):
+    """Tiles and lengths that end one query or one key short of a tile among them."""
+    ends = np.stack(np.meshgrid(range(length + 1), range(span + 1)), axis=-1).reshape(-1, 2).astype(np.int32)
+    some_rows, some_columns = (np.arange(n) < end[:, None] for n, end in zip((length, span), ends.T, strict=True))
+    allowed, size = some_rows[:, :, None] & some_columns[:, None, :], (3, 4)
+    kinds = np.asarray(masks.tiles(masks.Band(), masks.Mask(*map(jnp.asarray, ends.T)), size, (length, span)))[:, 0]
+    for i, j in np.ndindex(*kinds.shape[1:]):
+        tile = allowed[:, i * 3 : (i + 1) * 3, j * 4 : (j + 1) * 4]
+        every, some = tile.all(axis=(1, 2)) & (tile.shape[1:] == size), tile.any(axis=(1, 2))
+        wanted = np.where(every, masks.FULL, np.where(some, masks.PARTIAL, masks.EMPTY))
+        np.testing.assert_array_equal(kinds[:, i, j], wanted)
+
+
+def test_kinds_of_tiles_of_every_band():
+    """Tiles that an end of the band cuts, and those at which it ends, among them."""
+    (length, span), size = (6, 9), (3, 4)
+    apart = np.arange(span) - np.arange(length)[:, None]
+    for low, high in itertools.product((None, *range(-7, 11)), repeat=2):
+        if low is not None and high is not None and low > high:
+            continue
+        allowed = np.ones((length, span), bool) & (low is None or apart >= low) & (high is None or apart <= high)
+        some, every = masks.band_tiles(masks.Band(low, high), size, (length, span))
+        for i, j in np.ndindex(*some.shape):
+            tile = allowed[i * 3 : (i + 1) * 3, j * 4 : (j + 1) * 4]
+            assert some[i, j] == tile.any() and every[i, j] == (tile.all() and tile.shape == size)
+
+
+@pytest.mark.parametrize(
+    "queries, keys, kind",
+    [
+        ([0, 0, 1, 1], [0, 0, 1, 1], masks.PARTIAL),
+        ([0, 0, 1, 1], [1, 1, 1, 1], masks.PARTIAL),
+        ([1, 1, 1, 1], [1, 1, 1, 1], masks.FULL),
+        ([0, 0, 0, 0], [1, 1, 1, 1], masks.EMPTY),
+    ],
+)
+def test_kinds_of_tiles_of_segments(queries, keys, kind):
+    mask = masks.Mask(query_segments=jnp.array([queries], jnp.int32), key_segments=jnp.array([keys], jnp.int32))
+    assert int(masks.tiles(masks.Band(), mask, (4, 4), (4, 4)).item()) == kind
+
+
+@pytest.mark.parametrize("case, scores", [("everything", 1), ("everything", 2 * 16 * 32 * 2), ("bias of keys", 1)])
+def test_heads_and_examples_at_a_time(monkeypatch, case, scores):
+    """One head of keys, or all of an example, go through the loops together."""
+    monkeypatch.setattr(xla, "SCORES", scores)
+    check("xla", case, "float64")
+
+
+def test_a_mask_that_leaves_one_head_everything():
+    """Of each group, but not the other head."""
+    check("xla", {"mask": coin(3, 1, HEADS, LENGTH, SPAN).at[:, ::2].set(True)}, "float64")
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)
@@ -221,10 +280,10 @@ def test_dropout_keeps_what_it_should():
     for step in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)):
         both = (centred * np.roll(centred, step, (0, 1, 2))).mean() / (0.25 * 0.75)
         assert abs(both) < 5 / np.sqrt(kept.size)
-    other = dropout.keep(
-        dropout.seeds(jax.random.key(1)), 0.25, heads[:, None, None], rows[None, :, None], columns[None, None, :]
-    )
-    assert abs(np.mean(kept == np.asarray(other)) - (0.75**2 + 0.25**2)) < 5e-3
+    one = jnp.uint32(1)
+    for others in (dropout.seeds(jax.random.key(1)), seeds.at[0].add(one), seeds.at[1].add(one)):  # both count
+        other = dropout.keep(others, 0.25, heads[:, None, None], rows[None, :, None], columns[None, None, :])
+        assert abs(np.mean(kept == np.asarray(other)) - (0.75**2 + 0.25**2)) < 5e-3
 
 
 def test_dropout_leaves_the_mean():

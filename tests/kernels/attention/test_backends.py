@@ -15,15 +15,15 @@ from kernels.attention.request import ask
 LENGTHS = jnp.array([4, 7], jnp.int32)
 
 
-def asked(length=64, depth=64, dtype=jnp.bfloat16, residual=False, batch=2, **options):
+def asked(length=64, depth=64, dtype=jnp.bfloat16, residual=False, batch=2, span=None, **options):
     """Request and arrays of these shapes, without memory."""
 
     def build():
-        x = jnp.zeros((batch, length, 4, depth), dtype)
+        x, y = (jnp.zeros((batch, n, 4, depth), dtype) for n in (length, span or length))
         rules = Mask(*(options.get(name) for name in ("query_lengths", "key_lengths", "ids", "key_ids", "mask")))
         band = options.get("is_causal", False), options.get("window")
         drop = (0.1, jax.random.key(0), None) if options.get("dropout") else (0.0, None, None)
-        return ask((x, x, x, options.get("bias")), rules, band, (None, options.get("cap")), drop, residual)
+        return ask((x, y, y, options.get("bias")), rules, band, (None, options.get("cap")), drop, residual)
 
     request = None
 
@@ -154,6 +154,8 @@ def test_another_machine_is_needed(name, platform):
         ({"is_causal": True}, None),
         ({"is_causal": True, "window": 8}, None),
         ({"window": (8, 0)}, None),
+        ({"window": (8, 0), "span": 56}, None),  # the last query sees the last key
+        ({"window": (8, 0), "span": 55}, "outside of every window"),
         ({"query_lengths": LENGTHS, "key_lengths": LENGTHS}, None),
         ({"bias": jnp.zeros((1, 4, 64, 64), jnp.bfloat16), "batch": 1}, None),
         ({"dtype": jnp.float32}, "float16 and bfloat16"),

@@ -1,6 +1,7 @@
 """A sequence divided over devices against the whole of it on one."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kernels.attention import attention, ring_attention, xla
+from kernels.attention import attention, ring, ring_attention, xla
+from kernels.attention.masks import Band, Mask
+from kernels.attention.request import Arrays, Request
 from tests.kernels.attention.modes import PRODUCTS, SECOND, THIRD, compare, results
 
 BATCH, LENGTH, HEADS, GROUPS, DEPTH = 2, 48, 4, 2, 8
@@ -18,9 +21,10 @@ CASES = {
     "plain": {},
     "causal": {"is_causal": True},
     "causal window": {"is_causal": True, "local_window_size": 20},
+    "causal window of one block": {"is_causal": True, "local_window_size": 10},
     "window of one block": {"local_window_size": (2, 3)},
     "window ahead": {"local_window_size": (0, 25)},
-    "lengths": {"query_seq_lengths": jnp.array([48, 20]), "key_value_seq_lengths": jnp.array([30, 0])},
+    "lengths": {"query_seq_lengths": jnp.array([40, 20]), "key_value_seq_lengths": jnp.array([30, 0])},
     "segments": {"segment_ids": SEGMENTS, "is_causal": True},
     "soft cap": {"logits_soft_cap": 2.0, "scale": 0.5},
 }
@@ -94,6 +98,24 @@ def test_only_blocks_that_count_are_computed(monkeypatch, asked, choices, journe
     assert len(re.findall(r"= .* collective-permute(?:-start)?\(", program)) == 2 * journeys  # keys and values
 
 
+def test_the_band_of_a_block():
+    """Every window at every distance: no block where nothing is left, no end of the band that leaves out nothing."""
+    size = 4
+    i, j = np.mgrid[:size, :size]
+    x = jax.ShapeDtypeStruct((1, size, 1, 1), jnp.float32)
+    arrays = Arrays(x, x, x, None, Mask(), None)
+    for low, high, distance in itertools.product((None, *range(-13, 1)), (None, *range(14)), range(-3, 4)):
+        apart = j - i - distance * size  # of the whole sequences
+        after, before = low is None or apart >= low, high is None or apart <= high
+        request = Request(1.0, None, Band(low, high), 0.0)
+        block = ring._block(ring.Ring("a", 4, request, "xla"), arrays, distance)
+        assert (block is None) == (not np.any(np.broadcast_to(after & before, i.shape)))
+        if block is not None:
+            assert (block.band.low is None) == np.all(after) and (block.band.high is None) == np.all(before)
+            assert block.band.low is None or np.array_equal(j - i >= block.band.low, after)
+            assert block.band.high is None or np.array_equal(j - i <= block.band.high, before)
+
+
 @pytest.mark.parametrize("case", ["causal window", "lengths", "segments"])
 def test_derivatives(case):
     """In both modes and their combinations, as those of one device."""
@@ -151,6 +173,17 @@ def test_memory_is_that_of_a_part(monkeypatch):
 def test_nothing_to_attend_to():
     with pytest.raises(ValueError, match=r"ring attention takes no empty arrays, .* \(0, 24, 4, 8\)"):
         divided(2)(*(draw(n, 0)[:0] for n in (HEADS, GROUPS, GROUPS)))
+
+
+def test_more_keys_than_queries():
+    """Without a band; with one, which keys a block's queries see would depend on the device."""
+    query, key, value = draw(HEADS, 0)[:, :24], draw(GROUPS, 1), draw(GROUPS, 2)
+    asked = {"query_seq_lengths": jnp.array([20, 24]), "key_value_seq_lengths": jnp.array([30, 48])}
+    wanted = attention(query, key, value, implementation="reference", **asked)
+    np.testing.assert_allclose(jax.jit(divided(2, **asked))(query, key, value), wanted, rtol=1e-11, atol=1e-12)
+    for band in ({"is_causal": True}, {"local_window_size": 3}):
+        with pytest.raises(ValueError, match="need as many keys as queries on a device, not 24 and 12"):
+            divided(2, **band)(query, key, value)
 
 
 @pytest.mark.parametrize(
