@@ -151,10 +151,10 @@ def test_a_plateau_is_told_how_many_steps_an_epoch_has(monkeypatch):
     assert told == [("plateau", 16, 4)]
 
 
-@pytest.mark.parametrize("fields, penalty", [({"l1": 0.5}, 0.5 * 3 * 2), ({"l2": 0.5}, 0.25 * 3 * 2**2)], ids=str)
+@pytest.mark.parametrize("fields, penalty", [({"l1": 0.5}, 0.5 * 3 * 4), ({"l2": 0.5}, 0.25 * 3 * 4**2)], ids=str)
 def test_each_penalty_has_its_own_factor(fields, penalty):
     wired = experiment.wire(base_config(batch_size=5, **fields), regression(MLP((), 1), (3,)), data(10))
-    params = jax.tree.map(lambda x: jnp.full_like(x, 2), wired.task.init(jax.random.key(0))[0])
+    params = jax.tree.map(lambda x: jnp.full_like(x, 4), wired.task.init(jax.random.key(0))[0])
     batch = {name: jnp.asarray(x) for name, x in wired.data.train.__getitems__([0, 1]).items()}
     _, (_, found) = wired.task.loss(params, {}, batch, jax.random.key(0))
     assert found["penalty"] == penalty
