@@ -1,6 +1,7 @@
 import pytest
 
 from deeplearn import config as configs
+from deeplearn import fields
 from deeplearn.errors import UserError
 
 
@@ -39,6 +40,14 @@ def test_a_value_without_a_rule_is_finite():
     configs.check(configs.base_config(mine={"a": [1.0, "b"]}))
     with pytest.raises(UserError, match="config.mine is nan; it must be a finite number"):
         configs.check(configs.base_config(mine={"a": (1.0, float("nan"))}))
+
+
+def test_an_experiments_own_rule_replaces_the_common_one():
+    """As where a batch size of 0 means the model's own."""
+    config = configs.base_config(batch_size=0)
+    configs.check(config, {"batch_size": fields.OPTIONAL_COUNT})
+    with pytest.raises(UserError, match="config.batch_size is 0"):
+        configs.check(config, {"seed": fields.SEED})
 
 
 def test_fields_replace_and_extend():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from deeplearn import experiment
+from deeplearn import experiment, schedules
 from deeplearn.config import base_config
 from deeplearn.data.sources import Arrays
 from deeplearn.data.splits import Data
@@ -142,6 +142,22 @@ def test_an_optimizer_of_ones_own():
     mine = optimizers.make("adam", learning_rate=0.5)
     wired = experiment.wire(base_config(batch_size=5), regression(nn.Dense(1), (3,)), data(10), optimizer=mine)
     assert wired.optimizer is mine
+
+
+def test_a_plateau_is_told_how_many_steps_an_epoch_has(monkeypatch):
+    told, make = [], schedules.make
+    monkeypatch.setattr(schedules, "make", lambda *arguments: told.append(arguments) or make(*arguments))
+    wire(batch_size=32, epochs=5.0, schedule="plateau")
+    assert told == [("plateau", 16, 4)]
+
+
+@pytest.mark.parametrize("fields, penalty", [({"l1": 0.5}, 0.5 * 3 * 4), ({"l2": 0.5}, 0.25 * 3 * 4**2)], ids=str)
+def test_each_penalty_has_its_own_factor(fields, penalty):
+    wired = experiment.wire(base_config(batch_size=5, **fields), regression(MLP((), 1), (3,)), data(10))
+    params = jax.tree.map(lambda x: jnp.full_like(x, 4), wired.task.init(jax.random.key(0))[0])
+    batch = {name: jnp.asarray(x) for name, x in wired.data.train.__getitems__([0, 1]).items()}
+    _, (_, found) = wired.task.loss(params, {}, batch, jax.random.key(0))
+    assert found["penalty"] == penalty
 
 
 RECURRENT = {"recurrent_kernel", "input_kernel", "kernel"}  # and the kernel of the output layer

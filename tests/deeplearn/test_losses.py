@@ -119,6 +119,13 @@ def test_labels_of_any_integer_type(dtype):
     np.testing.assert_array_equal(found, losses.cross_entropy(logits, jnp.array(labels, jnp.int32), 0.1))
 
 
+def test_no_byte_is_minus_100():
+    """The byte with the same bits is a label that is no class, and not one that is ignored."""
+    labels = jnp.array([1, 256 - 100], jnp.uint8)
+    assert losses.label_weights(labels, -100).tolist() == [1, 1]
+    assert jnp.isnan(losses.cross_entropy(jnp.zeros((2, 3)), labels, ignore_label=-100)).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weights", [None, (*WEIGHTS, 7.0, 7.0)])
 def test_logits_of_minus_infinity_are_no_classes(smoothing, weights):

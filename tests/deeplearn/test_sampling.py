@@ -69,6 +69,13 @@ def test_what_comes_to_p_exactly_is_enough():
     assert np.isfinite(sampling.truncate(jnp.zeros((1, 4)), top_p=0.5)).tolist() == [[True, True, False, False]]
 
 
+def test_p_is_of_the_probabilities_that_are_drawn_from():
+    """At temperature 1 the first token alone comes to 0.5; at temperature 10 it has 0.29, and takes a second one."""
+    logits = jnp.tile(jnp.array([[2.0, 0.0, 0.0, 0.0]]), (50, 1))
+    assert len(set(sampling.draw(jax.random.key(0), logits, 1.0, 0, 0.5).tolist())) == 1
+    assert len(set(sampling.draw(jax.random.key(0), logits, 10.0, 0, 0.5).tolist())) == 2
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12), st.integers(0, 14), st.floats(0, 1, width=32))
 @example([1.0, 1.0], 1, 1.0)

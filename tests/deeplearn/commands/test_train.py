@@ -49,7 +49,8 @@ def test_digits(run, tmp_path):
     found = json.loads((workdir / "evaluation.json").read_text())["test"]["accuracy"]
     assert f"{found:.4f}" in out and "accuracy, 9" in out and "360 examples" in out
     status, out, _ = run("evaluate", "--workdir=run", "--split=validation", "--checkpoint=last")
-    assert status == 0 and "144 examples" in out
+    assert status == 0 and f"validation, 144 examples, step {lines[-1]['step']}:" in out
+    assert f"{lines[-1]['validation/accuracy']:.4f}" in out
 
     status, out, err = run("train", "--config=digits_mlp", "--workdir=run", "--config.epochs=12")
     assert status == 0 and records(workdir) == lines  # nothing is left to do, and nothing is lost

@@ -162,8 +162,10 @@ def test_initial_values():
     _, _, x = layer_and_input("lstm", SHORT)
     params = jit(Recurrent(4, "lstm").init)(jax.random.key(0), x)["params"]
     np.testing.assert_array_equal(params["bias"], np.repeat([0, 1, 0, 0], 4))
-    for block in blocks(params["recurrent_kernel"], 4):
+    matrices = blocks(params["recurrent_kernel"], 4)
+    for block in matrices:
         np.testing.assert_allclose(block @ block.T, np.eye(4), atol=1e-5)
+    assert len(np.unique(np.asarray(matrices)[:, 0, 0])) == 4  # each gate has its own
 
 
 def test_an_unknown_cell():

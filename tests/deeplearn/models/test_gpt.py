@@ -158,6 +158,15 @@ def test_remat_changes_memory_alone(remat):
     assert after.count("dot_general") > before.count("dot_general")
 
 
+def test_dots_keeps_products_that_full_computes_anew():
+    def products(remat):
+        model, params = made(remat=remat)
+        gradient = jax.grad(lambda params: model.apply({"params": params}, draw(1)).sum())
+        return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
+
+    assert products("none") < products("dots") < products("full")
+
+
 def test_dropout_is_of_training_and_of_the_key():
     model, params = made(dropout=0.3)
     run = lambda key, train=True: model.apply({"params": params}, draw(1), train, rngs={"dropout": key})  # noqa: E731

@@ -117,6 +117,7 @@ def test_collectives(mesh, fields, in_layers, outside):
     "changes, mesh, message",
     [
         ({"length": 31}, "sequence:8", "a length of 31 does not divide over sequence = 8 devices: 24 or 32 would"),
+        ({"length": 7}, "sequence:8", "a length of 7 does not divide over sequence = 8 devices: 8 would"),
         ({"positions": "alibi"}, "data:4,sequence:2", "no place for a bias, as alibi is: choose learned or rotary"),
         ({"dropout": 0.1}, "data:4,sequence:2", "no place for dropout: set it to 0, or leave sequence out"),
     ],

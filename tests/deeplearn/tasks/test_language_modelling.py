@@ -7,7 +7,7 @@ from flax import linen as nn
 from deeplearn import metrics
 from deeplearn.errors import UserError
 from deeplearn.models.rnn import LanguageRNN
-from deeplearn.tasks.language_modelling import language_modelling
+from deeplearn.tasks.language_modelling import CROP, language_modelling
 
 VOCABULARY, LENGTH = 7, 6
 
@@ -134,6 +134,8 @@ def test_a_crop_may_begin_at_every_place_that_leaves_enough_tokens():
     task.loss(params, model_state, rows, jax.random.key(1))
     jax.effects_barrier()
     assert set(seen) == {0, 1, 2, 3}
+    own = jax.random.fold_in(jax.random.key(1), CROP)  # dropout has the step's key itself
+    assert seen == jax.random.randint(own, (64, 1), 0, 4).ravel().tolist()
 
 
 def test_sums_add_up_over_batches(task, key):

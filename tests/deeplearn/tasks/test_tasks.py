@@ -181,6 +181,15 @@ def test_regression(key):
     np.testing.assert_allclose(values["baseline_loss"], np.square(batch["inputs"][:3, :2] - 1).mean(), rtol=1e-6)
 
 
+def test_regression_trains_with_dropout_and_new_statistics(key):
+    task = regression(Net(), (3,))
+    batch = {"inputs": jax.random.normal(key, (5, 3)), "targets": jnp.ones((5, 3))}
+    params, model_state = task.init(key)
+    (a, (new_state, _)), (b, _) = (task.loss(params, model_state, batch, jax.random.fold_in(key, i)) for i in (0, 1))
+    assert a != b
+    assert not jnp.allclose(*(s["batch_stats"]["BatchNorm_0"]["mean"] for s in (model_state, new_state)))
+
+
 def test_regularize(task, key):
     """Weights only, and not in evaluation."""
     params, model_state = task.init(key)
@@ -239,3 +248,10 @@ def test_preprocess_everywhere_and_augment_in_training_only(task, key):
     losses = [augmented.loss(params, model_state, batch, jax.random.fold_in(key, i))[0] for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     assert augmented.evaluate is task.evaluate and augmented.predict is task.predict
+
+
+def test_augmentation_and_the_loss_have_keys_of_their_own(task, key):
+    keys = []
+    recording = task._replace(loss=lambda params, model_state, batch, rng: keys.append(rng))
+    transformations.augment(recording, lambda rng, batch: keys.append(rng)).loss({}, {}, {}, key)
+    assert len({str(jax.random.key_data(each)) for each in (*keys, key)}) == 3

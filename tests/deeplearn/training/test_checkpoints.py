@@ -115,11 +115,19 @@ def test_saving_again_is_harmless(tmp_path):
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["000000001", "000000002"]
 
 
+def test_of_one_step_the_evaluated_state_is_the_last(tmp_path):
+    """Also if the other was written after it, by a run that went on from an earlier step and was stopped there."""
+    with checkpoints.open(tmp_path) as manager:
+        checkpoints.save(manager, 1, make(1), {"evaluated": True}, metric=0.5)
+        checkpoints.save(manager, 1, make(1), {"evaluated": False})
+        assert checkpoints.restore_latest(manager, make(0)).metadata == {"evaluated": True}
+
+
 @pytest.mark.parametrize("where, saved", [("params", False), ("opt_state", True)])
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_a_diverged_state_is_not_saved(tmp_path, where, saved, value):
     state = make(1)
-    spoilt = jax.tree.map(lambda x: jnp.full_like(x, value) if x.ndim else x, getattr(state, where))
+    spoilt = jax.tree.map(lambda x: jnp.full_like(x, value) if x.ndim == 1 else x, getattr(state, where))  # the biases
     with checkpoints.open(tmp_path) as manager:
         assert checkpoints.save(manager, 1, state._replace(**{where: spoilt}), {}) is saved
         checkpoints.wait(manager)

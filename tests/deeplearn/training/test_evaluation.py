@@ -11,7 +11,7 @@ from deeplearn.data.splits import Data
 from deeplearn.experiment import wire
 from deeplearn.tasks.classification import classification
 from deeplearn.training import evaluation, feed, program, step
-from deeplearn.training.state import create
+from deeplearn.training.state import EVALUATE, create
 
 
 class Net(nn.Module):
@@ -182,3 +182,17 @@ def test_sums_of_blocks_add_up():
     total = metrics.add(*(evaluate(params, model_state, jax.random.key(1), block) for block in blocks))
     whole = evaluate(params, model_state, jax.random.key(1), arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), total, whole)
+
+
+def test_every_batch_has_a_key_of_its_own():
+    """The variance of three draws; and they are not those of the caller's key, which training has."""
+
+    def evaluate(params, model_state, batch, rng):
+        drawn = jax.random.uniform(rng)
+        return {"drawn": metrics.Mean(drawn, jnp.float32(1)), "square": metrics.Mean(drawn**2, jnp.float32(1))}
+
+    task, rng = TASK._replace(evaluate=evaluate), jax.random.key(1)
+    found = metrics.result(evaluation.make_evaluate(task, 16)({}, {}, rng, images(40)))
+    assert found["square"] - found["drawn"] ** 2 > 1e-3
+    keys = [jax.random.fold_in(jax.random.fold_in(rng, EVALUATE), i) for i in range(3)]
+    np.testing.assert_allclose(found["drawn"], np.mean([jax.random.uniform(key) for key in keys]), rtol=1e-6)

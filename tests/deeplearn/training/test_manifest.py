@@ -120,6 +120,13 @@ def test_the_config_at_the_last_start(claim):
     assert manifest.config_of(written) == {**CONFIG, "shape": [28, 28], "mesh": "data:2", "new": 2}
 
 
+def test_the_identity_at_the_last_start(claim):
+    for seed in (3, 4, 5):
+        written = claim(config={"seed": seed}, accept=["config"])
+    assert manifest.last_id(written) == written["resumed"][-1]["id"] == identity.digest(manifest.current(written))
+    assert len(manifest.ids(written)) == 3 and manifest.config_of(written)["seed"] == 5
+
+
 def test_of_an_old_directory_only_the_config_is_compared(tmp_path, claim, caplog):
     old = {"config": {**CONFIG, "shape": [28, 28]}, "experiment": "x.py", "seed": 3, "command": "c", "resumed": []}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
@@ -176,6 +183,11 @@ def test_checkpoints_without_a_manifest(tmp_path, claim):
     with pytest.raises(UserError, match="has checkpoints, but no manifest.json"):
         claim(config={"seed": 4})
     assert not manifest.exists(tmp_path) and claim()["id"] == written["id"]
+    with checkpoints.open(tmp_path / "checkpoints", identity="another") as manager:
+        checkpoints.save(manager, 2, {"x": jnp.ones(2)}, {})
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match="has checkpoints, but no manifest.json"):  # one that is not its own suffices
+        claim()
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_a_programming_error_stays_one(tmp_path):
 )
 def test_a_refusal_is_no_damage(error, refusal):
     assert orbax_errors.is_refusal(error) is refusal
+    assert orbax_errors.is_io(error) or not refusal  # in writing it is told in one line
     try:
         raise RuntimeError("a wrapper") from error
     except RuntimeError as wrapper:
@@ -113,4 +114,4 @@ def test_a_refusal_is_no_damage(error, refusal):
 
 def test_errors_of_the_clients_of_buckets_are_refusals():
     HttpError = type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})
-    assert orbax_errors.is_refusal(HttpError("503"))
+    assert orbax_errors.is_refusal(HttpError("503")) and orbax_errors.is_io(HttpError("503"))

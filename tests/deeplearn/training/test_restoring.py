@@ -61,3 +61,20 @@ def test_damage_that_does_not_matter(tmp_path):
     record(of_step(tmp_path, 1))
     with checkpoints.open(tmp_path, keep=3, mode="max") as manager:
         assert checkpoints.restore_latest(manager, make(0)).damaged == ()
+
+
+def test_damage_to_one_of_two_checkpoints_of_a_step(tmp_path):
+    """The state is there, in the other."""
+    with checkpoints.open(tmp_path) as manager:
+        checkpoints.save(manager, 3, make(3), {})
+        checkpoints.wait(manager)
+        (stopped,) = tmp_path.iterdir()
+        kept = shutil.copytree(stopped, tmp_path.with_name("kept") / stopped.name)
+        checkpoints.save(manager, 3, make(3), {}, 0.5)
+    (evaluated,) = tmp_path.iterdir()
+    shutil.copytree(kept, stopped)
+    for damage in (arrays, record):
+        damage(evaluated)
+        with checkpoints.open(tmp_path) as manager:
+            restored = checkpoints.restore_latest(manager, make(0))
+            assert (restored.step, restored.metric, restored.damaged) == (3, None, ())

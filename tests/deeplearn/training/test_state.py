@@ -1,5 +1,7 @@
 """The key of a run is all of its seed."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,3 +36,10 @@ def test_seeds_have_keys_of_their_own():
 def test_other_seeds_are_refused(seed):
     with pytest.raises(UserError, match="seed is .*; it must be"):
         state.key(seed)
+
+
+def test_parameters_are_drawn_with_a_key_of_their_own():
+    params, _, rng = state.begin(SimpleNamespace(init=lambda rng: (rng, {})), 3)
+    assert bits(rng) == bits(state.key(3))
+    assert bits(params) == bits(jax.random.fold_in(rng, state.INIT))
+    assert len({state.INIT, state.ORDER, state.STEP, state.EVALUATE}) == 4

@@ -171,3 +171,23 @@ def test_with_parameters_is_differentiated_through(arrays):
     gradient = jax.grad(halved.loss, has_aux=True)(params, *args)[0]
     direct = jax.grad(task.loss, has_aux=True)(jax.tree.map(lambda x: x / 2, params), *args)[0]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y / 2, atol=1e-6), gradient, direct)
+
+
+def test_a_line_search_is_told_of_other_places(arrays):
+    """The loss and the gradient there, of the same batch with the same key."""
+    task, optimizer, _ = make(batch_norm=True)
+    state, batch = create(task, optimizer, 0), jax.tree.map(lambda x: x[:8], arrays)
+    place, told = jax.tree.map(lambda x: x + 1, state.params), {}
+
+    def update(gradient, opt_state, params, *, value, value_fn, grad_fn):
+        told.update(here=(value, gradient), again=(value_fn(params), grad_fn(params)))
+        told["there"] = (value_fn(place), grad_fn(place))
+        return jax.tree.map(jnp.zeros_like, params), opt_state
+
+    one = step.make_step(task, optimizer._replace(update=update))
+    one(state, batch)
+    here, again, elsewhere = (told[name] for name in ("here", "again", "there"))
+    one(state._replace(params=place), batch)
+    for found, expected in ((again, here), (elsewhere, told["here"])):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected)
+    assert jnp.abs(here[0] - elsewhere[0]) > 0.01

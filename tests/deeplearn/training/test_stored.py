@@ -2,10 +2,13 @@
 skipped with one line.
 """
 
+import errno
 import functools
+import io
 import logging
 import os
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from deeplearn.errors import UserError
-from deeplearn.training import checkpoints
+from deeplearn.training import checkpoints, stored
 from tests.deeplearn.training.states import assert_same, make, of_step
 
 
@@ -80,6 +83,20 @@ def test_every_byte_of_an_array_counts(tmp_path, caplog):
         assert "params/Dense_0/kernel is not what was written" in caplog.text
 
 
+def test_a_file_is_read_to_its_end():
+    """A disk may fail beyond the first block: that is no damage."""
+
+    class Failing(io.BytesIO):
+        def read(self, size):
+            if self.tell():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    path = SimpleNamespace(is_dir=lambda: False, open=lambda mode: Failing(bytes(stored._BLOCK + 1)))
+    with pytest.raises(OSError, match="Input/output error"):
+        stored.read_through(path)
+
+
 @pytest.mark.parametrize(
     "leftover",
     [
@@ -127,10 +144,15 @@ def test_all_damaged(pair, tmp_path, caplog):
         assert not manager.damaged & set(names)
 
 
-def test_a_run_passes_a_damaged_step_again(pair, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: flip(path / "record" / "record.json", 0.5), lambda path: shutil.rmtree(path / "state" / "d")],
+    ids=["record", "arrays"],
+)
+def test_a_run_passes_a_damaged_step_again(pair, tmp_path, damage):
     directory = tmp_path / "c"
     shutil.copytree(pair, directory)
-    flip(of_step(directory, 2) / "record" / "record.json", 0.5)
+    damage(of_step(directory, 2))
     with checkpoints.open(directory) as manager:
         assert checkpoints.restore_latest(manager, make(0)).step == 1
         checkpoints.save(manager, 1, make(1), {})
