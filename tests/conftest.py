@@ -3,7 +3,6 @@
 import importlib
 import importlib.metadata
 import os
-import pathlib
 import pkgutil
 
 # Tests compile much and compute little: without LLVM's optimizations they take half the time, and a quarter less still
@@ -24,6 +23,7 @@ import pytest  # noqa: E402
 import deeplearn  # noqa: E402
 import kernels  # noqa: E402
 from deeplearn.parallel import compiler  # noqa: E402
+from tests import memory_maps  # noqa: E402
 
 # Before pytest loads a source for its examples: it would load it again where its package has imported it.
 for root in (deeplearn, kernels):
@@ -44,12 +44,10 @@ def compiled_fast():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_freed():
-    """Linux gives a process 65,530 memory maps, a compiled program takes several, and without one more XLA crashes."""
+def maps_freed():
+    """After each file: a worker runs thousands of tests, and would run out of memory maps."""
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    memory_maps.free()
 
 
 @pytest.fixture
