@@ -1,19 +1,22 @@
 """Wrong code that a test must notice: makes the changes in changes/*.toml one at a time, and runs their tests.
 
-    python tests/mutants/run.py [--only=TEXT] [--least=0.95]
+    python tests/mutants/run.py [--only=TEXT] [--least=0.95] [--workers=2]
 
 Each change replaces one place of one file in a copy of this checkout. It is noticed if a test fails. The command prints
-a line for each change and the share that was noticed; the exit status is 1 if that is below `--least`.
+a line for each change and the share that was noticed; the exit status is 1 if that is below `--least`. Each worker
+has a copy of its own.
 """
 
 import argparse
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,24 +73,42 @@ def noticed(change: dict, root: Path) -> bool:
     return ended.returncode == 1
 
 
+def tried(chosen: Sequence[dict], workers: int) -> Iterator[tuple[dict, bool, float]]:
+    """(change, whether it was noticed, seconds) as they end: `workers` at a time, each in a copy of its own."""
+    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def one(change: dict) -> tuple[dict, bool, float]:
+        root, start = copies.get(), time.monotonic()
+        try:
+            return change, noticed(change, root), time.monotonic() - start
+        finally:
+            copies.put(root)
+
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:
+        for number in range(workers):
+            copy(Path(directory) / str(number))
+            copies.put(Path(directory) / str(number))
+        try:
+            for future in as_completed([pool.submit(one, change) for change in chosen]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, what has not begun never does
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="changes whose file, text or reason has this in it")
     parser.add_argument("--least", type=float, default=0.95, help="the share of changes that has to be noticed")
+    parser.add_argument("--workers", type=int, default=2, help="changes tried at the same time")
     flags = parser.parse_args(arguments)
     chosen = [change for change in changes() if flags.only in f"{change['file']} {change['before']} {change['why']}"]
     if wrong := [line for line in map(check, chosen) if line] or ([] if chosen else ["no change has that in it"]):
         raise SystemExit("\n".join(wrong))
     survivors = []
-    with tempfile.TemporaryDirectory() as directory:
-        copy(Path(directory))
-        for number, change in enumerate(chosen, 1):
-            start = time.monotonic()
-            seen = noticed(change, Path(directory))
-            survivors += [] if seen else [change]
-            word = "noticed " if seen else "SURVIVED"
-            seconds = time.monotonic() - start
-            print(f"{number:4} {word} {seconds:4.0f} s  {change['file']}: {change['why']}", flush=True)
+    for number, (change, seen, seconds) in enumerate(tried(chosen, flags.workers), 1):
+        survivors += [] if seen else [change]
+        word = "noticed " if seen else "SURVIVED"
+        print(f"{number:4} {word} {seconds:4.0f} s  {change['file']}: {change['why']}", flush=True)
     share = 1 - len(survivors) / len(chosen)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} changes were noticed ({100 * share:.1f} %)")
     if share < flags.least:

@@ -1,5 +1,7 @@
 """The list of wrong changes fits the code as it is; `make mutants` runs them."""
 
+import time
+
 import pytest
 
 from tests.mutants import run
@@ -47,3 +49,21 @@ def test_a_change_is_noticed_if_a_test_fails(after, expected, tmp_path):
     change = {"file": "code_under_test.py", "before": "return 1", "after": after, "tests": ["tests/test_code.py"]}
     assert run.noticed(change, tmp_path) is expected
     assert (tmp_path / "code_under_test.py").read_text() == "def one():\n    return 1\n"
+
+
+def test_workers_do_not_see_the_changes_of_each_other(monkeypatch):
+    def copy(destination):
+        destination.mkdir()
+        (destination / "code.py").write_text("old")
+
+    def noticed(change, root):
+        assert (root / "code.py").read_text() == "old"  # no other worker is in this copy
+        (root / "code.py").write_text(change["after"])
+        time.sleep(0.01)
+        (root / "code.py").write_text("old")
+        return change["after"] != "3"
+
+    monkeypatch.setattr(run, "copy", copy)
+    monkeypatch.setattr(run, "noticed", noticed)
+    tried = list(run.tried([{"after": str(number)} for number in range(8)], workers=3))
+    assert sorted((change["after"], seen) for change, seen, _ in tried) == [(str(n), n != 3) for n in range(8)]
